@@ -1,0 +1,1 @@
+"""Roads out of the IR: one folder each. `kir.backend` holds the table of targets."""

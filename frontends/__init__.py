@@ -1,0 +1,1 @@
+"""Roads into the IR."""

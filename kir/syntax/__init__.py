@@ -1,0 +1,24 @@
+"""Text to IR and back."""
+
+from kir.syntax.format import (
+    format_expr,
+    format_kernel,
+    format_module,
+    format_source,
+    format_step,
+    format_stmt,
+)
+from kir.syntax.parse import load, parse, parse_kernel, parse_steps
+
+__all__ = [
+    "format_expr",
+    "format_kernel",
+    "format_module",
+    "format_source",
+    "format_step",
+    "format_stmt",
+    "load",
+    "parse",
+    "parse_kernel",
+    "parse_steps",
+]

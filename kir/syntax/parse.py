@@ -1,0 +1,175 @@
+"""Text to IR: limits, the LALR parse, and readable syntax errors. `elaborate` types the tree."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lark import Lark, Token, Tree
+from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+
+from kir.errors import FileError, KirError, LimitError, ParseError, Source, UsageError
+from kir.ir import Kernel, Module, Span, Step
+from kir.syntax.elaborate import elaborate_module, elaborate_steps
+
+MAX_BYTES = 1 << 20
+"""A kernel file is some kilobytes; a megabyte is somebody's mistake or attack."""
+MAX_DEPTH = 150
+"""Nesting of brackets and expressions: all walks over the IR recurse once or twice per level."""
+MAX_TOKEN = 100
+"""Longest identifier or number, in characters."""
+
+_OPEN, _CLOSE = "([{", ")]}"
+_TERMINALS = {
+    "NAME": "a name",
+    "INT": "a number",
+    "FLOAT": "a number",
+    "SIGNED": "an integer",
+    "SIGNED_FLOAT": "a number",
+    "LOOP": "a loop",
+    "ASSIGN": "`=`",
+    "$END": "the end of the file",
+    "COMPARE": "a comparison",
+    "SIGN": "`+`",
+    "MULTIPLY": "`*`",
+}
+
+
+@lru_cache(maxsize=4)
+def _parser(start: str) -> Lark:
+    grammar = files("kir.syntax").joinpath("grammar.lark").read_text(encoding="utf-8")
+    return Lark(
+        grammar,
+        start=start,
+        parser="lalr",
+        lexer="contextual",
+        propagate_positions=True,
+        maybe_placeholders=False,
+    )
+
+
+def load(path: str | Path) -> Source:
+    """Read a file as a Source; FileError or LimitError where that cannot be."""
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise LimitError(
+                f"{path} has {path.stat().st_size:,} bytes; the limit is {MAX_BYTES:,}",
+                hint="a KIR file holds a few kernels; tensors belong in .npy files",
+            )
+        data = path.read_bytes()
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}", hint="check the path") from None
+    try:
+        return Source(str(path), data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise FileError(
+            f"{path} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}",
+            hint="save the file as UTF-8",
+        ) from None
+
+
+def parse(text: str | Source, name: str = "<text>") -> Module:
+    """Parse and type a module. Raises a KirError that knows its place in the text."""
+    source = text if isinstance(text, Source) else Source(name, text)
+    tree = _tree(source, "module")
+    try:
+        return elaborate_module(tree)
+    except KirError as error:
+        raise error.at(source=source) from None
+
+
+def parse_kernel(text: str | Source, name: str = "<text>") -> Kernel:
+    """The single kernel of a text; UsageError where it holds none or several."""
+    kernels = list(parse(text, name).kernels().values())
+    if len(kernels) != 1:
+        raise UsageError(f"one kernel was expected, and there are {len(kernels)}")
+    return kernels[0]
+
+
+def parse_steps(text: str, name: str = "<steps>") -> tuple[Step, ...]:
+    """Rewrite steps without a `schedule` around them: `split(j, 8) bind(j, tile)`."""
+    return elaborate_steps(_tree(Source(name, text), "steps"))
+
+
+def _tree(source: Source, start: str) -> Tree[Any]:
+    _check_limits(source)
+    try:
+        tree = _parser(start).parse(source.text)
+    except UnexpectedInput as error:
+        raise _syntax_error(error, source) from None
+    _check_depth(tree, source)
+    return tree
+
+
+def _check_limits(source: Source) -> None:
+    if len(source.text) > MAX_BYTES:
+        raise LimitError(
+            f"the text has {len(source.text):,} characters; the limit is {MAX_BYTES:,}"
+        )
+    depth, run = 0, 0
+    for number, line in enumerate(source.text.split("\n"), 1):
+        for column, char in enumerate(line.split("#", 1)[0], 1):
+            run = run + 1 if char.isalnum() or char == "_" else 0
+            if char in _OPEN:
+                depth += 1
+            elif char in _CLOSE:
+                depth -= 1
+            if depth > MAX_DEPTH or run > MAX_TOKEN:
+                what = (
+                    f"brackets nest deeper than {MAX_DEPTH}"
+                    if depth > MAX_DEPTH
+                    else f"a word is longer than {MAX_TOKEN} characters"
+                )
+                span = Span(number, column, number, column + 1)
+                hint = "name the parts: define them as tensors of their own, with short names"
+                raise LimitError(what, span=span, source=source, hint=hint)
+        run = 0
+
+
+def _check_depth(tree: Tree[Any], source: Source) -> None:
+    stack: list[tuple[Any, int]] = [(tree, 0)]
+    while stack:
+        node, depth = stack.pop()
+        if depth > 2 * MAX_DEPTH:
+            line, column = node.meta.line, node.meta.column
+            raise LimitError(
+                f"an expression nests deeper than {MAX_DEPTH}",
+                span=Span(line, column, line, column + 1),
+                source=source,
+                hint="split it into several definitions",
+            )
+        stack += [(child, depth + 1) for child in node.children if isinstance(child, Tree)]
+
+
+def _syntax_error(error: UnexpectedInput, source: Source) -> ParseError:
+    line, column = max(error.line, 1), max(error.column, 1)
+    if isinstance(error, UnexpectedToken):
+        token: Token = error.token
+        if token.type == "$END":
+            lines = source.text.split("\n")
+            line, column = len(lines), len(lines[-1]) + 1
+            message, width = "the text ends too early", 1
+        else:
+            message, width = f"`{token}` was not expected here", len(token)
+        allowed = error.accepts or error.expected
+    else:
+        assert isinstance(error, UnexpectedCharacters)
+        char = source.text[error.pos_in_stream]
+        shown = f"`{char}`" if char.isprintable() else f"the character U+{ord(char):04X}"
+        message, width, allowed = f"{shown} was not expected here", 1, error.allowed or set()
+    span = Span(line, column, line, column + width)
+    return ParseError(message, span=span, source=source, hint=_expected(set(allowed)))
+
+
+def _expected(allowed: set[str]) -> str | None:
+    grammar = {t.name: t.pattern.value for t in _parser("module").terminals}
+    words = set()
+    for name in allowed:
+        text = grammar.get(name, name)
+        words.add(_TERMINALS.get(name) or f"`{text}`")
+    if not words or len(words) > 12:
+        return "the grammar is in docs/language.md" if words else None
+    return "expected " + ", ".join(sorted(words))
