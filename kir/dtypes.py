@@ -55,7 +55,8 @@ class DType:
 
     @cached_property
     def numpy(self) -> np.dtype[Any]:
-        return np.dtype(_NUMPY[self.name])
+        found: np.dtype[Any] = np.dtype(_NUMPY[self.name])
+        return found
 
     def limits(self) -> tuple[int, int]:
         """The least and greatest value of an integer type."""

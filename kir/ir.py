@@ -1,4 +1,4 @@
-"""The whole IR: expressions, statements, kernels. Every stage, from spec to schedule, is made of it.
+"""The whole IR: expressions, statements, kernels; every stage, spec to schedule, is made of it.
 
 Nodes are immutable and compare by meaning: source places (`span`) take no part in equality, so
 `parse(print(k)) == k`. Every expression carries its `dtype`; loop indices and dims are i64. Build
@@ -84,7 +84,7 @@ class Var(Expr):
 
 @dataclass(frozen=True)
 class Read(Expr):
-    """`tensor[indices]`, or `tensor` alone for a 0-d one; `fill` where an index is out of bounds."""
+    """`tensor[indices]`, or `tensor` alone for a 0-d one; `fill` where an index is out of range."""
 
     tensor: str
     indices: tuple[Expr, ...]
@@ -186,7 +186,7 @@ class Define(Stmt):
 
 @dataclass(frozen=True)
 class Buffer(Stmt):
-    """`buffer name: dtype[shape] in space = init`, alive to the end of its block; fresh each time."""
+    """`buffer name: dtype[shape] in space = init`, alive to the end of its block."""
 
     name: str
     type: DType

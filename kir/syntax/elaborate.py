@@ -1,25 +1,19 @@
-"""Parse tree to typed IR: names, dtypes, ranks. One walk; `Scope` says what each name means.
-
-A literal is *weak*: it takes the dtype of its neighbour, or of the place it goes to. While walking,
-weak expressions carry the dtypes WEAK_INT and WEAK_FLOAT; `coerce` settles them.
-"""
+"""Parse tree to typed IR: names, dtypes, ranks. One walk; `Scope` says what each name means."""
 
 from __future__ import annotations
 
 import difflib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import replace
+from typing import cast
 
-import numpy as np
 from lark import Token, Tree
 
-from kir.dtypes import DTYPES, NARROW_FLOATS, DType, bool_, f64, i64, u64
+from kir.dtypes import DTYPES, NARROW_FLOATS, DType, bool_, i64, u64
 from kir.errors import (
     DTypeError,
     DuplicateNameError,
-    KirError,
     ParseError,
     ScopeError,
     ShapeError,
@@ -27,308 +21,42 @@ from kir.errors import (
 )
 from kir.ir import (
     ARG_REDUCTIONS,
-    LOOP_KINDS,
     REDUCTIONS,
     SPACES,
     Axis,
     Bitcast,
     Buffer,
-    Call,
     Cast,
     Const,
     Define,
     Dim,
     Expr,
-    Graph,
     If,
-    Item,
     Kernel,
     Loop,
     LoopKind,
-    Module,
-    Op,
     Param,
     Read,
     Reduce,
-    Schedule,
     Space,
     Span,
-    Step,
-    StepArg,
     Stmt,
     Store,
     Var,
 )
-from kir.ops import OPS, result_dtype
-
-Node = Tree[Any]
-WEAK_INT = DType("integer literal", "int", 0)
-WEAK_FLOAT = DType("float literal", "float", 0)
-WEAK = (WEAK_INT, WEAK_FLOAT)
+from kir.ops import OPS
+from kir.syntax.literals import WEAK, WEAK_FLOAT, WEAK_INT, apply, coerce, fit, settle, widen
+from kir.syntax.scope import FUNCTIONS, KEYWORDS, LITERALS, Node, Scope, Tensor, span_of
 
 _BINARY = {d.infix: d.name for d in OPS.values() if d.infix and d.arity == 2}
 _UNARY = {"-": "neg", "~": "bit_not", "not": "not"}
 _UPDATES = {"+": "add", "*": "mul"}
-FUNCTIONS = {d.name for d in OPS.values() if d.infix is None}
-LITERALS = {"inf": math.inf, "nan": math.nan, "true": True, "false": False}
-KEYWORDS = {"kernel", "graph", "schedule", "of", "where", "hint", "buffer", "in", "if", "else",
-            "and", "or", "not", "bitcast", *LOOP_KINDS}  # fmt: skip
-RESERVED = (
-    KEYWORDS | FUNCTIONS | set(REDUCTIONS) | set(ARG_REDUCTIONS) | set(DTYPES) | set(LITERALS)
-)
-
-
-def elaborate_module(tree: Node) -> Module:
-    """Type a `module` tree. Raises the first error found, with its span."""
-    items: list[Item] = []
-    kernels: dict[str, Kernel] = {}
-    seen: set[str] = set()
-    pending: list[Node] = []
-    for child in tree.children:
-        name = str(child.children[0])
-        if name in seen:
-            raise DuplicateNameError(
-                f"`{name}` is defined twice in this file",
-                span=span_of(child.children[0]),
-                hint="give it another name",
-            )
-        seen.add(name)
-        if child.data == "kernel":
-            kernels[name] = _Kernel().kernel(child)
-        pending.append(child)
-    for child in pending:
-        if child.data == "kernel":
-            items.append(kernels[str(child.children[0])])
-        elif child.data == "graph":
-            items.append(_graph(child, kernels))
-        else:
-            items.append(_schedule(child))
-    return Module(tuple(items))
-
-
-def elaborate_steps(tree: Node) -> tuple[Step, ...]:
-    return tuple(_step(child) for child in tree.children)
-
-
-def span_of(thing: Node | Token) -> Span | None:
-    at: Any = thing.meta if isinstance(thing, Tree) else thing
-    if isinstance(thing, Tree) and thing.meta.empty:
-        return None
-    return Span(at.line, at.column, at.end_line, at.end_column)
-
-
-# --- names -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """What a tensor's name stands for. `dtype` is None for a recurrence not yet defined."""
-
-    dtype: DType | None
-    shape: tuple[Expr, ...]
-    role: str  # input, output, buffer, definition
-
-
-class Scope:
-    """Names visible at a place: indices and dims (None) and tensors. Inner scopes see outer ones."""
-
-    def __init__(self, parent: Scope | None = None, loop: str | None = None) -> None:
-        self.parent = parent
-        self.loop = loop
-        self.depth: int = parent.depth + 1 if parent else 0
-        self.names: dict[str, Tensor | None] = {}
-
-    def find(self, name: str) -> tuple[bool, Tensor | None]:
-        scope: Scope | None = self
-        while scope is not None:
-            if name in scope.names:
-                return True, scope.names[name]
-            scope = scope.parent
-        return False, None
-
-    def visible(self) -> list[str]:
-        return list(self.names) + (self.parent.visible() if self.parent else [])
-
-    def outside_of(self, loop: str) -> Scope:
-        """The scope around the loop of this index (where a recurrence over it lives)."""
-        scope: Scope = self
-        while scope.loop != loop:
-            assert scope.parent is not None
-            scope = scope.parent
-        assert scope.parent is not None
-        return scope.parent
-
-    def loops(self) -> list[str]:
-        own = [self.loop] if self.loop else []
-        return own + (self.parent.loops() if self.parent else [])
-
-    def declare(self, token: Token, meaning: Tensor | None) -> str:
-        name = str(token)
-        if name in RESERVED:
-            raise ParseError(
-                f"`{name}` is a word of the language",
-                span=span_of(token),
-                hint=f"call it `{name}_` or something better",
-            )
-        if self.find(name)[0]:
-            raise DuplicateNameError(
-                f"`{name}` already has a meaning here",
-                span=span_of(token),
-                hint="names are not shadowed: choose another",
-            )
-        self.names[name] = meaning
-        return name
-
-    def unknown(self, token: Token, what: str = "name") -> KirError:
-        near = difflib.get_close_matches(str(token), self.visible(), 3)
-        hint = "did you mean " + " or ".join(f"`{n}`" for n in near) + "?" if near else None
-        visible = ", ".join(sorted(set(self.visible()))[:12])
-        return UnknownNameError(
-            f"there is no {what} `{token}` here",
-            span=span_of(token),
-            hint=hint or f"the names here are: {visible}",
-        )
-
-
-# --- literals and dtypes ---------------------------------------------------------------------
-
-
-def coerce(e: Expr, dtype: DType) -> Expr:
-    """Give a weak expression its dtype; a strong one passes through."""
-    if e.dtype not in WEAK:
-        return e
-    if isinstance(e, Const):
-        return _literal(e, dtype)
-    assert isinstance(e, Op)
-    args = tuple(coerce(a, dtype) for a in e.args)
-    return Op(e.name, args, result_dtype(e.name, [a.dtype for a in args]), span=e.span)
-
-
-def _literal(e: Const, dtype: DType) -> Const:
-    if dtype.is_float:
-        return Const(round_literal(float(e.value), dtype, e.span), dtype, span=e.span)
-    if dtype.is_bool or e.dtype == WEAK_FLOAT:
-        raise DTypeError(
-            f"`{e.value}` stands where a value of {dtype} is needed",
-            span=e.span,
-            hint="bools are `true` and `false`" if dtype.is_bool else "convert with a cast",
-        )
-    if not dtype.holds(int(e.value)):
-        low, high = dtype.limits()
-        raise DTypeError(f"{e.value} does not fit {dtype} ({low} to {high})", span=e.span)
-    return Const(int(e.value), dtype, span=e.span)
-
-
-def round_literal(value: float, dtype: DType, span: Span | None = None) -> float:
-    """`value` rounded to `dtype`; DTypeError where a finite literal overflows."""
-    with np.errstate(over="ignore"):
-        rounded = float(np.asarray(value, np.float64).astype(dtype.numpy).astype(np.float64))
-    if math.isfinite(value) and not math.isfinite(rounded):
-        raise DTypeError(f"{value} overflows {dtype}", span=span, hint="write `inf` if you mean it")
-    if math.isinf(value) and math.isnan(rounded):
-        raise DTypeError(f"{dtype} has no infinity", span=span, hint="its greatest value is 448.0")
-    return rounded
-
-
-def settle(e: Expr) -> Expr:
-    """A weak expression in a place that asks for no dtype: integers become i64."""
-    if e.dtype == WEAK_FLOAT:
-        raise DTypeError(
-            "this literal needs a dtype", span=e.span, hint="write it as a cast, like `f32(0.5)`"
-        )
-    return coerce(e, i64) if e.dtype == WEAK_INT else e
-
-
-def widen(e: Expr, dtype: DType) -> Expr:
-    """The one implicit conversion: a narrower integer to i64, where no value changes."""
-    if dtype == i64 and e.dtype.is_integer and e.dtype not in (i64, u64):
-        return Cast(e, i64, span=e.span)
-    return e
-
-
-def fit(e: Expr, dtype: DType, what: str) -> Expr:
-    """`e` as a value of `dtype`, or a DTypeError that says which cast would do it."""
-    e = widen(coerce(e, dtype), dtype)
-    if e.dtype != dtype:
-        raise DTypeError(
-            f"{what} is {dtype}, and this value is {e.dtype}",
-            span=e.span,
-            hint=f"convert it: `{dtype}(...)`",
-        )
-    return e
-
-
-def unify(args: Sequence[Expr], symbol: str, span: Span | None) -> list[Expr]:
-    """Give operands that must share a dtype one: literals adapt, narrow integers widen to i64."""
-    strong = list(dict.fromkeys(a.dtype for a in args if a.dtype not in WEAK))
-    if not strong:
-        kind = WEAK_FLOAT if any(a.dtype == WEAK_FLOAT for a in args) else WEAK_INT
-        return [_weaken(a, kind) for a in args]
-    goal = i64 if i64 in strong else strong[0]
-    fitted = [widen(coerce(a, goal), goal) for a in args]
-    if any(a.dtype != goal for a in fitted):
-        kinds = " and ".join(str(t) for t in strong)
-        raise DTypeError(
-            f"`{symbol}` joins {kinds}",
-            span=span,
-            hint=f"nothing is converted silently: cast one side, like `{strong[0]}(...)`",
-        )
-    return fitted
-
-
-def _weaken(e: Expr, kind: DType) -> Expr:
-    if isinstance(e, Const):
-        value = float(e.value) if kind == WEAK_FLOAT else e.value
-        return Const(value, kind, span=e.span)
-    assert isinstance(e, Op)
-    return Op(e.name, tuple(_weaken(a, kind) for a in e.args), kind, span=e.span)
-
-
-def apply(name: str, args: Sequence[Expr], span: Span | None) -> Expr:
-    """An op on operands that may be weak, with a readable error where dtypes do not fit."""
-    d = OPS[name]
-    symbol = d.infix or name
-    if len(args) != d.arity:
-        raise DTypeError(f"`{symbol}` takes {d.arity} operands, not {len(args)}", span=span)
-    if d.rule in ("philox", "rand"):
-        fitted = [fit(args[0], u64, "a seed"), fit(args[1], i64, "a counter")]
-    elif d.rule == "select":
-        condition = fit(args[0], bool_, "the condition of `select`")
-        fitted = [condition, *unify(args[1:], symbol, span)]
-    else:
-        fitted = unify(args, symbol, span)
-    values = fitted[1:] if d.rule == "select" else fitted
-    if all(a.dtype in WEAK for a in values):
-        if d.rule in ("compare", "test"):
-            goal = f64 if d.rule == "test" or values[0].dtype == WEAK_FLOAT else i64
-            fitted = [coerce(a, goal) for a in fitted]
-        else:
-            needs_float = "int" not in d.kinds
-            kind = WEAK_FLOAT if needs_float else values[0].dtype
-            if kind.kind not in d.kinds:
-                raise DTypeError(f"`{symbol}` is not defined on {kind}s", span=span)
-            weak = [_weaken(a, kind) for a in values]
-            return Op(name, (*fitted[: len(fitted) - len(weak)], *weak), kind, span=span)
-    try:
-        return Op(name, tuple(fitted), result_dtype(name, [a.dtype for a in fitted]), span=span)
-    except DTypeError as error:
-        raise error.at(span=span, hint=_op_hint(name, values[0].dtype)) from None
-
-
-def _op_hint(name: str, dtype: DType) -> str | None:
-    if name == "div" and dtype.is_integer:
-        return "on integers `//` rounds down and `tdiv(a, b)` to zero; cast for a float quotient"
-    if dtype.is_integer and "float" in OPS[name].kinds:
-        return "cast the operand to a float, like `f32(...)`"
-    if dtype.is_bool:
-        return "on bools use `and`, `or`, `not`, `select`"
-    return None
 
 
 # --- kernels ---------------------------------------------------------------------------------
 
 
-class _Kernel:
+class KernelElaborator:
     """Elaborates one kernel. `self.scope` is the scope at the place being walked."""
 
     def __init__(self) -> None:
@@ -704,7 +432,8 @@ class _Kernel:
         return Bitcast(value, dtype, span=span)
 
     def _e_reduction(self, tree: Node) -> Expr:
-        token, axes_tree, where_tree, body_tree = (tree.children[0], *tree.children[-3:])
+        token = tree.children[0]
+        axes_tree, where_tree, body_tree = tree.children[-3:]
         name, span = str(token), span_of(tree)
         if name not in REDUCTIONS and name not in ARG_REDUCTIONS:
             raise UnknownNameError(
@@ -746,105 +475,3 @@ def _places(assign: Node) -> list[Node]:
 
 def _article(role: str) -> str:
     return f"an {role}" if role[0] in "aeiou" else f"a {role}"
-
-
-# --- graphs and schedules --------------------------------------------------------------------
-
-
-def _graph(tree: Node, kernels: dict[str, Kernel]) -> Graph:
-    walker = _Kernel()
-    name, dims, inputs, outputs, constraints = walker.signature(tree)
-    tensors = {p.name: (p.type, len(p.shape)) for p in inputs}
-    wanted = {p.name: (p.type, len(p.shape)) for p in outputs}
-    calls = []
-    for call_tree in tree.children[5:]:
-        call = _call(call_tree, walker)
-        kernel = kernels.get(call.kernel)
-        if kernel is None:
-            near = difflib.get_close_matches(call.kernel, kernels, 2)
-            hint = f"did you mean {' or '.join(near)}?" if near else "define it in the same file"
-            raise UnknownNameError(f"there is no kernel `{call.kernel}`", span=call.span, hint=hint)
-        _check_call(call, kernel, tensors, wanted)
-        calls.append(call)
-    for output in outputs:
-        if output.name not in tensors:
-            raise ScopeError(f"output `{output.name}` is never computed", span=output.span)
-    return Graph(
-        name, dims, inputs, outputs, constraints, tuple(calls), span=span_of(tree.children[0])
-    )
-
-
-def _call(tree: Node, walker: _Kernel) -> Call:
-    results, kernel, args = tree.children[0], tree.children[1], tree.children[-1]
-    dims: tuple[tuple[str, Expr], ...] = ()
-    if len(tree.children) == 4:
-        dims = tuple(
-            (str(b.children[0]), walker.index(b.children[1], "a dim"))
-            for b in tree.children[2].children
-        )
-    return Call(tuple(map(str, results.children)), str(kernel), dims, tuple(map(str, args.children)),
-                span=span_of(tree))  # fmt: skip
-
-
-Known = dict[str, tuple[DType, int]]
-
-
-def _check_call(call: Call, kernel: Kernel, tensors: Known, outputs: Known) -> None:
-    counts = ((call.args, kernel.inputs, "inputs"), (call.results, kernel.outputs, "outputs"))
-    for given, params, what in counts:
-        if len(given) != len(params):
-            raise ShapeError(
-                f"`{kernel.name}` has {len(params)} {what}, and {len(given)} are given",
-                span=call.span,
-            )
-    names = {d.name for d in kernel.dims}
-    for dim, _ in call.dims:
-        if dim not in names:
-            raise UnknownNameError(
-                f"`{kernel.name}` has no dim `{dim}`", span=call.span, hint=", ".join(sorted(names))
-            )
-    for arg, param in zip(call.args, kernel.inputs):
-        if arg not in tensors:
-            near = difflib.get_close_matches(arg, tensors, 2)
-            hint = f"did you mean {' or '.join(near)}?" if near else None
-            raise UnknownNameError(f"there is no tensor `{arg}` yet", span=call.span, hint=hint)
-        _same_type(call, arg, tensors[arg], param)
-    for result, param in zip(call.results, kernel.outputs):
-        if result in tensors:
-            raise DuplicateNameError(f"`{result}` is already computed", span=call.span)
-        if result in outputs:
-            _same_type(call, result, outputs[result], param)
-        tensors[result] = (param.type, len(param.shape))
-
-
-def _same_type(call: Call, name: str, known: tuple[DType, int], param: Param) -> None:
-    dtype, rank = known
-    if dtype != param.type:
-        raise DTypeError(f"`{name}` is {dtype}, and `{param.name}` is {param.type}", span=call.span)
-    if rank != len(param.shape):
-        raise ShapeError(
-            f"`{name}` has {rank} dims, and `{param.name}` has {len(param.shape)}", span=call.span
-        )
-
-
-def _schedule(tree: Node) -> Schedule:
-    name, kernel, *steps = tree.children
-    return Schedule(str(name), str(kernel), tuple(_step(s) for s in steps), span=span_of(name))
-
-
-def _step(tree: Node) -> Step:
-    name, *rest = tree.children
-    args = tuple(_argument(a) for a in rest if a.data != "option")
-    options = tuple(
-        (str(o.children[0]), _argument(o.children[1])) for o in rest if o.data == "option"
-    )
-    return Step(str(name), args, options, span=span_of(tree))
-
-
-def _argument(tree: Node) -> StepArg:
-    if tree.data == "group":
-        return tuple(_argument(a) for a in tree.children)
-    token = str(tree.children[0])
-    if tree.data == "word":
-        return token
-    return int(token) if tree.data == "integer" else float(token)

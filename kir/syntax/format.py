@@ -443,9 +443,9 @@ class _Comments:
     def _closing(self, line: Line, after: int, before: int) -> int:
         if line.text == "}":
             for n in range(after, before):
-                if self.source[n - 1 : n] and self.source[n - 1].split("#", 1)[0].strip() == "}":
-                    if n > after or "{" in self.source[after - 1]:
-                        return n
+                bare = self.source[n - 1].split("#", 1)[0].strip() if n else ""
+                if bare == "}":
+                    return n
         return after
 
     def _own_lines(self, until: int, depth: int) -> None:

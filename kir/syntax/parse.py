@@ -12,7 +12,7 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedTok
 
 from kir.errors import FileError, KirError, LimitError, ParseError, Source, UsageError
 from kir.ir import Kernel, Module, Span, Step
-from kir.syntax.elaborate import elaborate_module, elaborate_steps
+from kir.syntax.module import elaborate_module, elaborate_steps
 
 MAX_BYTES = 1 << 20
 """A kernel file is some kilobytes; a megabyte is somebody's mistake or attack."""
@@ -157,7 +157,7 @@ def _syntax_error(error: UnexpectedInput, source: Source) -> ParseError:
         allowed = error.accepts or error.expected
     else:
         assert isinstance(error, UnexpectedCharacters)
-        char = source.text[error.pos_in_stream]
+        char = source.text[error.pos_in_stream or 0]
         shown = f"`{char}`" if char.isprintable() else f"the character U+{ord(char):04X}"
         message, width, allowed = f"{shown} was not expected here", 1, error.allowed or set()
     span = Span(line, column, line, column + width)
