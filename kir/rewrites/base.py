@@ -1,0 +1,265 @@
+"""What every rewrite shares: the base class, finding things by name, editing blocks, fresh names.
+
+A rewrite is a frozen dataclass. Its fields are its arguments; `apply` gives the new kernel in
+normal form (`kir.simplify`) or raises RewriteError, which shows the kernel as it is now with the
+place underlined. Nothing here mutates: blocks are rebuilt, what did not change is shared.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NoReturn
+
+from kir.errors import RewriteError
+from kir.ir import (
+    Axis,
+    Buffer,
+    Const,
+    Define,
+    Expr,
+    If,
+    Kernel,
+    Loop,
+    Node,
+    Read,
+    Reduce,
+    Stmt,
+    Store,
+    Var,
+    children,
+    transform,
+    walk,
+)
+from kir.simplify import simplify
+
+Effect = Literal["exact", "reassociates", "approximates"]
+Block = tuple[Stmt, ...]
+
+
+@dataclass(frozen=True)
+class Rewrite(ABC):
+    """One move. `effect` is the most it may do to a float result: `exact` leaves every bit,
+    `reassociates` changes the order of reductions, `approximates` changes roundings."""
+
+    name: ClassVar[str]
+    effect: ClassVar[Effect]
+
+    def apply(self, kernel: Kernel) -> Kernel:
+        """The rewritten kernel, simplified; RewriteError where the precondition does not hold."""
+        return simplify(self.edit(kernel))
+
+    @abstractmethod
+    def edit(self, kernel: Kernel) -> Kernel:
+        """The edit itself, after its precondition was checked."""
+
+
+def refuse(
+    kernel: Kernel, message: str, *, node: Node | None = None, hint: str | None = None
+) -> NoReturn:
+    raise RewriteError(message, kernel=kernel, node=node, hint=hint)
+
+
+# --- walking ---------------------------------------------------------------------------------
+
+
+def statements(body: Iterable[Stmt]) -> Iterator[Stmt]:
+    """All statements below, parents first, in the order of the text."""
+    for stmt in body:
+        yield stmt
+        if isinstance(stmt, Loop | If):
+            yield from statements(stmt.body)
+
+
+def loops_of(body: Iterable[Stmt]) -> Iterator[Loop]:
+    return (s for s in statements(body) if isinstance(s, Loop))
+
+
+def buffers_of(body: Iterable[Stmt]) -> Iterator[Buffer]:
+    return (s for s in statements(body) if isinstance(s, Buffer))
+
+
+def var_names(*nodes: Node) -> set[str]:
+    """The names of all Vars below, bound ones included."""
+    return {n.name for node in nodes for n in walk(node) if isinstance(n, Var)}
+
+
+def path_to(body: Block, target: Stmt) -> tuple[Stmt, ...] | None:
+    """The Loops and Ifs around `target` (found by identity), outermost first; None if absent."""
+    for stmt in body:
+        if stmt is target:
+            return ()
+        if isinstance(stmt, Loop | If):
+            inner = path_to(stmt.body, target)
+            if inner is not None:
+                return (stmt, *inner)
+    return None
+
+
+def extent_of(loop: Loop) -> int | None:
+    """The loop's extent where it is a constant."""
+    extent = loop.axis.extent
+    return int(extent.value) if isinstance(extent, Const) else None
+
+
+# --- finding by name -------------------------------------------------------------------------
+
+
+def find_loop(kernel: Kernel, name: str) -> Loop:
+    """The one loop called `name`; RewriteError naming near ones where there is none."""
+    found = [loop for loop in loops_of(kernel.body) if loop.axis.name == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        refuse(
+            kernel,
+            f"{len(found)} loops are called `{name}`",
+            node=found[1],
+            hint="the rewrite `loops()` makes the names unique",
+        )
+    known = [loop.axis.name for loop in loops_of(kernel.body)]
+    refuse(kernel, f"`{kernel.name}` has no loop `{name}`", hint=_near(name, known, "loops"))
+
+
+def find_buffer(kernel: Kernel, name: str) -> Buffer:
+    """The one buffer called `name`; RewriteError naming near ones where there is none."""
+    found = [b for b in buffers_of(kernel.body) if b.name == name]
+    if len(found) == 1:
+        return found[0]
+    known = [b.name for b in buffers_of(kernel.body)]
+    if found:
+        refuse(kernel, f"{len(found)} buffers are called `{name}`", node=found[1])
+    refuse(kernel, f"`{kernel.name}` has no buffer `{name}`", hint=_near(name, known, "buffers"))
+
+
+def _near(name: str, known: Sequence[str], what: str) -> str:
+    if not known:
+        extra = "; `loops()` makes them out of definitions" if what != "definitions" else ""
+        return f"it has no {what}{extra}"
+    near = difflib.get_close_matches(name, known, n=3)
+    listed = ", ".join(f"`{k}`" for k in (near or dict.fromkeys(known)))
+    return f"did you mean {listed}?" if near else f"its {what} are {listed}"
+
+
+# --- names -----------------------------------------------------------------------------------
+
+
+def names_in(kernel: Kernel) -> set[str]:
+    """Every name that is taken anywhere in the kernel."""
+    used = {d.name for d in kernel.dims} | {p.name for p in kernel.params}
+    for stmt in kernel.body:
+        for node in walk(stmt):
+            if isinstance(node, Axis | Define | Buffer):
+                used.add(node.name)
+    return used
+
+
+def fresh(base: str, used: set[str]) -> str:
+    """`base` if it is free, else `base_2`, `base_3`, ...; the name is entered into `used`."""
+    name, stem, count = base, re.sub(r"_\d+$", "", base) or base, 2
+    while name in used:
+        name, count = f"{stem}_{count}", count + 1
+    used.add(name)
+    return name
+
+
+def copy_with_fresh_names(body: Block, used: set[str]) -> Block:
+    """A copy of the block whose loops and buffers have new names; `used` grows by these."""
+    loops = {x.axis.name: fresh(x.axis.name, used) for x in loops_of(body)}
+    buffers = {b.name: fresh(b.name, used) for b in buffers_of(body)}
+    return tuple(rename(s, loops, buffers) for s in body)
+
+
+def rename(node: Node, indices: dict[str, str], tensors: dict[str, str]) -> Stmt:
+    """The statement with indices (binders and uses) and tensors renamed."""
+
+    def visit(n: Node) -> Node | None:
+        match n:
+            case Var(name) if name in indices:
+                return replace(n, name=indices[name])
+            case Axis(name) if name in indices:
+                return replace(n, name=indices[name])
+            case Read(tensor) if tensor in tensors:
+                return replace(n, tensor=tensors[tensor])
+            case Buffer(name) if name in tensors:
+                return replace(n, name=tensors[name])
+            case Store(target) if target in tensors:
+                return replace(n, target=tensors[target])
+        return None
+
+    done = transform(node, visit)
+    assert isinstance(done, Stmt)
+    return done
+
+
+# --- editing ---------------------------------------------------------------------------------
+
+
+def map_blocks(body: Block, visit: Callable[[Block], Block]) -> Block:
+    """The block with `visit` applied to it and to every block below it, inner ones first."""
+    new = tuple(
+        replace(s, body=map_blocks(s.body, visit)) if isinstance(s, Loop | If) else s for s in body
+    )
+    return visit(new if any(a is not b for a, b in zip(new, body, strict=True)) else body)
+
+
+def edit_block(
+    kernel: Kernel, target: Stmt, edit: Callable[[Block, int], Sequence[Stmt]]
+) -> Kernel:
+    """The kernel whose block that holds `target` (by identity) is `edit(block, position)`."""
+
+    def go(body: Block) -> Block | None:
+        for k, stmt in enumerate(body):
+            if stmt is target:
+                return tuple(edit(body, k))
+            if isinstance(stmt, Loop | If):
+                inner = go(stmt.body)
+                if inner is not None:
+                    return (*body[:k], replace(stmt, body=inner), *body[k + 1 :])
+        return None
+
+    done = go(kernel.body)
+    assert done is not None
+    return replace(kernel, body=done)
+
+
+def replace_stmt(kernel: Kernel, target: Stmt, new: Sequence[Stmt]) -> Kernel:
+    """The kernel with `new` in the place of `target`."""
+    return edit_block(kernel, target, lambda block, k: (*block[:k], *new, *block[k + 1 :]))
+
+
+def reindex(
+    node: Node, tensor: str, index: Callable[[tuple[Expr, ...]], tuple[Expr, ...]], name: str
+) -> Stmt:
+    """The statement in which each access `tensor[i]` is `name[index(i)]`."""
+
+    def visit(n: Node) -> Node | None:
+        if isinstance(n, Read) and n.tensor == tensor:
+            return replace(n, tensor=name, indices=index(n.indices))
+        if isinstance(n, Store) and n.target == tensor:
+            return replace(n, target=name, indices=index(n.indices))
+        return None
+
+    done = transform(node, visit)
+    assert isinstance(done, Stmt)
+    return done
+
+
+def free_vars(expr: Node) -> set[str]:
+    """The Vars of an expression that no reduction inside it binds."""
+    if isinstance(expr, Var):
+        return {expr.name}
+    below: set[str] = set()
+    for child in children(expr):
+        below |= free_vars(child)
+    return below - {a.name for a in expr.axes} if isinstance(expr, Reduce) else below
+
+
+def guarded(conditions: Sequence[Expr], body: Block) -> Block:
+    """The block under `if` for each condition."""
+    for condition in reversed(conditions):
+        body = (If(condition, body),)
+    return body

@@ -1,0 +1,204 @@
+"""When loops may be moved: dependences between iterations, decided on affine indices.
+
+The test is structural and quick: two accesses to one tensor never meet at different iterations
+if the difference of their indices, in some dimension, cannot make up for a step of the loop.
+What it cannot prove counts as a dependence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from kir.ir import (
+    Axis,
+    Buffer,
+    Const,
+    Define,
+    Expr,
+    Loop,
+    Node,
+    Read,
+    Reduce,
+    Stmt,
+    Store,
+    Var,
+    walk,
+)
+from kir.rewrites.base import Block, buffers_of, var_names
+from kir.simplify import Linear, interval, linear
+
+Ranges = dict[str, tuple[int | None, int | None]]
+Relation = Literal["later", "different"]
+
+
+@dataclass(frozen=True)
+class Access:
+    """A read (`op` is "read"), a store ("write") or an update (its op) of `tensor[indices]`."""
+
+    tensor: str
+    indices: tuple[Expr, ...]
+    op: str
+    node: Node
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Two accesses of one tensor that may meet, at least one of them a write."""
+
+    first: Access
+    second: Access
+
+    def __str__(self) -> str:
+        verbs = {"read": "read", "write": "written"}
+        a, b = (verbs.get(x.op, "updated") for x in (self.first, self.second))
+        return f"`{self.first.tensor}` is {a} in one iteration and {b} in another"
+
+
+def accesses(body: Iterable[Stmt]) -> Iterator[Access]:
+    """Every access to a tensor that is declared outside of `body`."""
+    private: set[str] = set()
+    for stmt in body:
+        for node in walk(stmt):
+            match node:
+                case Buffer(name):
+                    private.add(name)
+                case Read(tensor, indices) if tensor not in private:
+                    yield Access(tensor, indices, "read", node)
+                case Store(target, indices, _, op) if target not in private:
+                    yield Access(target, indices, op or "write", node)
+                case Define(name, dims):
+                    yield Access(name, tuple(Var(d.name) for d in dims), "write", node)
+
+
+def conflict(first: Block, second: Block) -> Conflict | None:
+    """What keeps two runs of statements from changing places; by tensor, indices aside."""
+    one, two = list(accesses(first)), list(accesses(second))
+    for a in one:
+        for b in two:
+            if a.tensor == b.tensor and _clash(a, b):
+                return Conflict(a, b)
+    declared = {b.name: b for b in buffers_of(first)}
+    for b in two:
+        if b.tensor in declared:
+            return Conflict(Access(b.tensor, (), "write", declared[b.tensor]), b)
+    return None
+
+
+def carried(loop: Loop, *, reductions: bool = True) -> Conflict | None:
+    """A dependence between two iterations of `loop`, the loops around it held fixed.
+
+    Updates by one op are no dependence (a recognised reduction) unless `reductions` is False.
+    """
+    found = list(accesses((loop,)))
+    return _meeting(found, found, loop, loop, "different", reductions)
+
+
+def crossing(first: Loop, second: Loop) -> Conflict | None:
+    """A dependence between an iteration of `first` and an *earlier* one of `second`: what keeps
+    the two from running in lockstep (fusion), or apart if they do so now (fission)."""
+    return _meeting(
+        list(accesses((first,))), list(accesses((second,))), first, second, "later", True
+    )
+
+
+def reduces_floats(body: Iterable[Stmt]) -> bool:
+    """Whether a float is accumulated in `body`, so that an order matters to the last bit."""
+    return any(
+        isinstance(s, Store) and s.op in ("add", "mul") and s.value.dtype.is_float
+        for top in body
+        for s in walk(top)
+    )
+
+
+def _clash(a: Access, b: Access) -> bool:
+    return not (a.op == b.op == "read") and not (a.op == b.op != "write")
+
+
+def _meeting(
+    one: list[Access], two: list[Access], i: Loop, j: Loop, relation: Relation, reductions: bool
+) -> Conflict | None:
+    ranges = {**_ranges(i), **_ranges(j)}
+    written = {a.tensor for a in one if a.op != "read"} | {b.tensor for b in two if b.op != "read"}
+    for a in one:
+        if a.tensor not in written:
+            continue
+        for b in two:
+            clash = _clash(a, b) or (a.op == b.op != "read" and not reductions)
+            if a.tensor == b.tensor and clash and not _apart(a, b, i, j, ranges, relation, written):
+                return Conflict(a, b)
+    return None
+
+
+def _ranges(loop: Loop) -> Ranges:
+    """Bounds of the indices inside `loop`, its own included."""
+    found: Ranges = {}
+    for node in walk(loop):
+        axes: tuple[Axis, ...] = ()
+        if isinstance(node, Loop):
+            axes = (node.axis,)
+        elif isinstance(node, Reduce | Define):
+            axes = node.axes
+        for axis in axes:
+            extent = axis.extent
+            found[axis.name] = (0, extent.value - 1 if isinstance(extent, Const) else None)  # type: ignore[assignment]
+    return found
+
+
+def _apart(
+    a: Access, b: Access, i: Loop, j: Loop, ranges: Ranges, relation: Relation, written: set[str]
+) -> bool:
+    """Whether some dimension keeps `a` at iteration i and `b` at iteration j from meeting, for
+    all i > j ("later") or all i != j ("different")."""
+    extents = [r[1] for r in (ranges[i.axis.name], ranges[j.axis.name])]
+    reach = None if None in extents else max(x for x in extents if x is not None)
+    for left, right in zip(a.indices, b.indices, strict=True):
+        one, two = linear(left), linear(right)
+        step = one.terms.pop(Var(i.axis.name), 0)
+        if step != two.terms.pop(Var(j.axis.name), 0):
+            continue
+        low, high, unit = _difference(one, two, ranges, written)
+        if step == 0:
+            if (low is not None and low > 0) or (high is not None and high < 0):
+                return True
+            continue
+        above = high is not None and high < abs(step)
+        below = low is not None and low > -abs(step)
+        strides = unit is not None and reach is not None and unit > abs(step) * reach
+        if strides or (above and below):
+            return True
+        if relation == "later" and (above if step > 0 else below):
+            return True
+    return False
+
+
+def _difference(
+    one: Linear, two: Linear, ranges: Ranges, written: set[str]
+) -> tuple[int | None, int | None, int | None]:
+    """Bounds of `two - one`, and what it is a multiple of (None: nothing known). Terms that only
+    hold what both iterations share cancel; others vary apart, even under one name."""
+    total = Linear(constant=two.constant - one.constant)
+    low: int | None = 0
+    high: int | None = 0
+    unit = abs(total.constant)
+    for form, sign in ((one, -1), (two, 1)):
+        for atom, coefficient in form.terms.items():
+            c = sign * coefficient
+            reads = [n.tensor for n in walk(atom) if isinstance(n, Read)]
+            if not var_names(atom) & set(ranges) and not written & set(reads):
+                total.add(Linear({atom: c}))
+                continue
+            least, most = interval(atom, ranges)
+            least, most = (least, most) if c > 0 else (most, least)
+            low = None if low is None or least is None else low + c * least
+            high = None if high is None or most is None else high + c * most
+            unit = math.gcd(unit, c)
+    total = total.cleaned()
+    for c in total.terms.values():
+        unit = math.gcd(unit, c)
+    shared = interval(total.build(), {})
+    low = None if low is None or shared[0] is None else low + shared[0]
+    high = None if high is None or shared[1] is None else high + shared[1]
+    return low, high, unit if unit and not total.constant else None
