@@ -1,0 +1,36 @@
+# Two commands set up a fresh machine (Python 3.11 to 3.13, make, a C compiler) and use it:
+#   make demo   make the environment, then run the main job on an example
+#   make test   make the environment, then run all tests
+.PHONY: demo test lint format goldens clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := kir frontends backends agent tests benchmarks examples
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,triton,cute,agent,dev]'
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/python examples/demo.py
+
+test: .venv/ready
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# rewrite the expected outputs after a change that is meant
+goldens: .venv/ready
+	$(BIN)/python -m pytest tests/test_errors.py --update-goldens
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,160 @@
+"""The road in one place: spec -> derivation -> scheduled IR -> artifact -> executable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kir.backend import Arrays, Artifact, Backend, Executable, get_backend
+from kir.check import check_kernel
+from kir.errors import ScheduleError, UsageError
+from kir.graphs import resolve
+from kir.ir import Define, Graph, Kernel, Module, Reduce, Step, walk
+from kir.rewrites import apply_step
+from kir.specialise import infer_dims, specialise
+from kir.syntax import load, parse
+
+LOOPS = (Step("loops"),)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a kernel is to run: a target, the road to it, and the chip."""
+
+    name: str
+    via: str | None = None
+    arch: str | None = None
+
+    @property
+    def backend(self) -> Backend:
+        return get_backend(self.name, self.via)
+
+    @property
+    def chip(self) -> str:
+        """The arch asked for (checked against the manifest), or the backend's default."""
+        archs = self.backend.manifest.archs[self.name]
+        if self.arch is None:
+            return archs[0]
+        is_file = self.arch.endswith(".toml")
+        if self.arch not in archs and not is_file:
+            raise UsageError(
+                f"target `{self.name}` has no arch `{self.arch}`",
+                hint="it has: " + ", ".join(archs),
+            )
+        return self.arch
+
+
+def is_scheduled(kernel: Kernel) -> bool:
+    """Whether a kernel is ready for a backend: no definition and no reduction is left."""
+    return not any(isinstance(n, Define | Reduce) for n in walk(kernel))
+
+
+def choose_steps(
+    kernel: Kernel, target: Target, choice: str | None = None, module: Module | None = None
+) -> tuple[Step, ...]:
+    """The derivation to use: the target's default, `none` (canonical loops), the name of a
+    `schedule` in the module, or a file that holds a schedule of this kernel."""
+    if choice == "none":
+        return () if is_scheduled(kernel) else LOOPS
+    if choice is None:
+        if is_scheduled(kernel):
+            return ()
+        return target.backend.default_schedule(kernel, target.name, target.chip)
+    schedules = module.schedules() if module else {}
+    if choice in schedules:
+        return schedules[choice].steps
+    if not Path(choice).exists():
+        known = ", ".join(schedules) or "none in this file"
+        raise ScheduleError(
+            f"there is no schedule or file `{choice}`", hint=f"schedules here: {known}"
+        )
+    found = [s for s in parse(load(choice)).schedules().values() if s.kernel == kernel.name]
+    if len(found) != 1:
+        raise ScheduleError(f"{choice} holds {len(found)} schedules of `{kernel.name}`, not one")
+    return found[0].steps
+
+
+def derive(kernel: Kernel, steps: tuple[Step, ...]) -> list[tuple[Step, Kernel]]:
+    """The kernel after each step."""
+    stages = []
+    for step in steps:
+        kernel = apply_step(kernel, step)
+        stages.append((step, kernel))
+    return stages
+
+
+def schedule(kernel: Kernel, steps: tuple[Step, ...]) -> Kernel:
+    stages = derive(kernel, steps)
+    return stages[-1][1] if stages else kernel
+
+
+def lower(
+    kernel: Kernel, target: Target, steps: tuple[Step, ...], stage: str | None = None
+) -> Artifact:
+    """Check the scheduled kernel and compile it, up to `stage` where given."""
+    scheduled = schedule(kernel, steps)
+    check_kernel(scheduled)
+    return target.backend.lower(scheduled, target.name, target.chip, stage)
+
+
+def compile(
+    item: Kernel | Graph,
+    target: Target | str = "cpu",
+    dims: Mapping[str, int] | None = None,
+    choice: str | None = None,
+    module: Module | None = None,
+) -> Executable:
+    """An executable for `item`. Dims that are not given stay symbolic (one compilation for all)."""
+    goal = Target(target) if isinstance(target, str) else target
+    if isinstance(item, Graph):
+        if module is None:
+            raise UsageError("a graph is compiled with the module that holds its kernels")
+        return GraphExecutable(module, item, goal, choice, frozenset(dims or ()) != frozenset())
+    kernel = specialise(item, dims or {})
+    steps = choose_steps(kernel, goal, choice, module)
+    return goal.backend.load(lower(kernel, goal, steps))
+
+
+@dataclass
+class GraphExecutable(Executable):
+    """Runs a graph call by call. Kernels are compiled when their dims are first seen."""
+
+    module: Module
+    graph: Graph
+    target: Target
+    choice: str | None = None
+    specialised: bool = True
+    compiled: dict[tuple[str, tuple[tuple[str, int], ...]], Executable] = field(
+        default_factory=dict
+    )
+
+    def __call__(
+        self,
+        inputs: Arrays,
+        dims: Mapping[str, int] | None = None,
+        outputs: Arrays | None = None,
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        bound = infer_dims(self.graph, {n: a.shape for n, a in inputs.items()}, dims)
+        tensors: dict[str, np.ndarray[Any, Any]] = dict(inputs)
+        wanted = {p.name for p in self.graph.outputs}
+        for step in resolve(self.module, self.graph, bound):
+            args = {p.name: tensors[a] for p, a in zip(step.kernel.inputs, step.call.args)}
+            results = dict(zip((p.name for p in step.kernel.outputs), step.call.results))
+            given = None
+            if outputs is not None and set(results.values()) <= wanted:
+                given = {mine: outputs[theirs] for mine, theirs in results.items()}
+            made = self._kernel(step.kernel, step.dims)(args, step.dims, given)
+            tensors |= {results[mine]: array for mine, array in made.items()}
+        return {name: tensors[name] for name in wanted}
+
+    def _kernel(self, kernel: Kernel, dims: Mapping[str, int]) -> Executable:
+        fixed = {d.name for d in kernel.dims if self.specialised or d.default is not None}
+        chosen = {name: value for name, value in dims.items() if name in fixed}
+        key = (kernel.name, tuple(sorted(chosen.items())))
+        if key not in self.compiled:
+            self.compiled[key] = compile(kernel, self.target, chosen, self.choice, self.module)
+        return self.compiled[key]
