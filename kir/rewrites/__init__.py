@@ -16,11 +16,15 @@ from typing import Any
 from kir.errors import ScheduleError
 from kir.ir import Kernel, Step, StepArg
 from kir.rewrites.base import Rewrite
+from kir.rewrites.inline import Inline
 from kir.rewrites.loops import Bind, Fission, Fuse, Hint, Reorder, Split, Unroll
 from kir.rewrites.lower import Loops
 from kir.rewrites.memory import Contract, SetSpace
+from kir.rewrites.reduction import ContractFma, RFactor
+from kir.rewrites.stage import Stage
 
 _ALL: tuple[type[Rewrite], ...] = (
+    Inline,
     Loops,
     Split,
     Reorder,
@@ -31,6 +35,9 @@ _ALL: tuple[type[Rewrite], ...] = (
     Hint,
     Contract,
     SetSpace,
+    Stage,
+    RFactor,
+    ContractFma,
 )
 REWRITES: dict[str, type[Rewrite]] = {r.name: r for r in _ALL}
 

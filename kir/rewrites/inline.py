@@ -1,0 +1,185 @@
+"""`inline`: a definition goes into the places that read it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from kir.ir import (
+    Axis,
+    Define,
+    Expr,
+    If,
+    Kernel,
+    Loop,
+    Node,
+    Read,
+    Reduce,
+    Stmt,
+    Store,
+    Var,
+    const,
+    rebuild,
+    substitute,
+    transform,
+    walk,
+)
+from kir.ops import identity, op
+from kir.rewrites.base import (
+    Block,
+    Effect,
+    Rewrite,
+    fresh,
+    map_blocks,
+    names_in,
+    refuse,
+    statements,
+)
+
+
+@dataclass(frozen=True)
+class Inline(Rewrite):
+    """`inline(def)`: a temporary's definition replaces all reads of it, before `loops()`.
+
+    Before::
+
+        e[i: N] = exp(x[i])
+        y[i: N] = e[i] * 2
+
+    After `inline(e)`::
+
+        y[i: N] = exp(x[i]) * 2
+
+    A definition that reduces is inlined only where that repeats no work: it is read once, by
+    plain indices, and not inside another reduction. Refused for outputs, for recurrences that
+    read themselves, and where a tensor it reads is stored to by statements.
+    """
+
+    name: ClassVar[str] = "inline"
+    effect: ClassVar[Effect] = "exact"
+    definition: str
+
+    def edit(self, kernel: Kernel) -> Kernel:
+        target = self._find(kernel)
+        reads = [
+            n
+            for s in kernel.body
+            for n in walk(s)
+            if isinstance(n, Read) and n.tensor == self.definition
+        ]
+        self._check(kernel, target, reads)
+        used = names_in(kernel)
+
+        def block(body: Block) -> Block:
+            kept = tuple(s for s in body if s is not target)
+            return tuple(self._into(s, target, used) for s in kept)
+
+        return replace(kernel, body=map_blocks(kernel.body, block))
+
+    def _find(self, kernel: Kernel) -> Define:
+        known = [s for s in statements(kernel.body) if isinstance(s, Define)]
+        found = [s for s in known if s.name == self.definition]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            refuse(kernel, f"`{self.definition}` has {len(found)} definitions", node=found[1])
+        names = list(dict.fromkeys(s.name for s in known))
+        near = difflib.get_close_matches(self.definition, names, n=3) or names
+        listed = ", ".join(f"`{n}`" for n in near)
+        return refuse(
+            kernel,
+            f"`{kernel.name}` has no definition `{self.definition}`",
+            hint=f"its definitions are {listed}" if names else "it is in loops already",
+        )
+
+    def _check(self, kernel: Kernel, target: Define, reads: list[Read]) -> None:
+        if any(p.name == self.definition for p in kernel.outputs):
+            refuse(kernel, f"`{self.definition}` is an output", node=target)
+        inside = [n.tensor for n in walk(target) if isinstance(n, Read)]
+        if self.definition in inside:
+            refuse(kernel, f"`{self.definition}` reads its own earlier slices", node=target)
+        for s in statements(kernel.body):
+            if isinstance(s, Store) and s.target in inside:
+                refuse(kernel, f"`{s.target}`, which it reads, is stored to", node=s)
+        for k, dim in enumerate(target.dims):
+            if isinstance(dim, Var):
+                for read in reads:
+                    if read.indices[k] != dim or read.fill is not None:
+                        refuse(
+                            kernel,
+                            f"another iteration of `{dim.name}` is read here",
+                            node=read,
+                        )
+        if any(isinstance(n, Reduce) for n in walk(target)):
+            self._check_reduction(kernel, target, reads)
+
+    def _check_reduction(self, kernel: Kernel, target: Define, reads: list[Read]) -> None:
+        if len(reads) != 1:
+            refuse(
+                kernel,
+                f"`{self.definition}` reduces and is read {len(reads)} times",
+                node=reads[1] if reads else target,
+            )
+        plain = all(isinstance(e, Var) for e in reads[0].indices)
+        if not plain or len(set(reads[0].indices)) != len(reads[0].indices):
+            refuse(kernel, "a definition that reduces is read by plain indices", node=reads[0])
+        for s in kernel.body:
+            for n in walk(s):
+                if isinstance(n, Reduce) and any(r is reads[0] for r in walk(n)):
+                    refuse(kernel, "it would be reduced again in every step", node=n)
+
+    def _into(self, stmt: Stmt, target: Define, used: set[str]) -> Stmt:
+        def visit(n: Node) -> Node | None:
+            if isinstance(n, Read) and n.tensor == self.definition:
+                return _expanded(n, target, used)
+            return None
+
+        if isinstance(stmt, Loop):  # the body was done on the way in
+            where = tuple(transform(c, visit) for c in stmt.where)
+            return replace(stmt, where=where)
+        if isinstance(stmt, If):
+            return replace(stmt, condition=transform(stmt.condition, visit))
+        return transform(stmt, visit)
+
+
+def _expanded(read: Read, target: Define, used: set[str]) -> Expr:
+    """The definition's value at the indices of `read`; its own bound indices get new names."""
+    bound: dict[str, str] = {}
+    for n in walk(target.value):
+        if isinstance(n, Reduce):
+            for axis in n.axes:
+                bound[axis.name] = fresh(axis.name, used)
+
+    def renamed(n: Node) -> Node | None:
+        if isinstance(n, Axis) and n.name in bound:
+            return replace(n, name=bound[n.name])
+        if isinstance(n, Var) and n.name in bound:
+            return replace(n, name=bound[n.name])
+        return None
+
+    value = transform(target.value, renamed) if bound else target.value
+    at = {d.name: e for d, e in zip(target.dims, read.indices, strict=True) if isinstance(d, Axis)}
+    if read.fill is None:
+        return substitute(value, at)
+    value = substitute(_padded(value), at)
+    inside: Expr | None = None
+    for d, e in zip(target.dims, read.indices, strict=True):
+        assert isinstance(d, Axis)
+        here = op("and", op("ge", e, const(0)), op("lt", e, substitute(d.extent, at)))
+        inside = here if inside is None else op("and", inside, here)
+    return value if inside is None else op("select", inside, value, read.fill)
+
+
+def _padded(value: Expr) -> Expr:
+    """The value with a fill on every read, since it is also computed where it is not wanted."""
+
+    def go(n: Node) -> Node:
+        done = rebuild(n, go)
+        if isinstance(done, Read) and done.fill is None:
+            return replace(done, fill=identity("or" if done.type.is_bool else "add", done.type))
+        return done
+
+    done = go(value)
+    assert isinstance(done, Expr)
+    return done
