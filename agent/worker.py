@@ -1,0 +1,205 @@
+"""The child process of an evaluation: `python -m kir.agent.worker REQUEST REPLY`.
+
+Reads a JSON request, limits itself, compiles, verifies against the oracle, measures, and writes a
+JSON verdict. It may die at any point; `evaluate.py` judges that. Nothing heavy is imported before
+the limits are set.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kir.agent.evaluate import Problem
+    from kir.backend import Executable
+    from kir.ir import Kernel
+
+Request = dict[str, Any]
+Reply = dict[str, Any]
+
+WARM_UPS = 2
+HOPELESS = 5.0
+"""A candidate this many times slower than the baseline in its first run is not timed further."""
+MIN_SAMPLE_SECONDS = 2e-4
+"""Calls are timed in batches at least this long, to stay above the clock's noise."""
+PR_SET_PDEATHSIG = 1
+
+
+def main(argv: list[str]) -> int:
+    request_path, reply_path = argv
+    request: Request = json.loads(Path(request_path).read_text(encoding="utf-8"))
+    confine(request["limits"])
+    reply = handle(request)
+    unfinished = Path(reply_path + ".part")
+    unfinished.write_text(json.dumps(reply), encoding="utf-8")
+    unfinished.replace(reply_path)
+    return 0
+
+
+def confine(limits: Mapping[str, Any]) -> None:
+    """Limit memory, CPU time and files; die with the parent (on Linux)."""
+    bounds = {
+        resource.RLIMIT_AS: limits["memory"],
+        resource.RLIMIT_CPU: limits["cpu_seconds"],
+        resource.RLIMIT_FSIZE: limits["file"],
+        resource.RLIMIT_CORE: 0,
+    }
+    for which, value in bounds.items():
+        _, hard = resource.getrlimit(which)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        # the kernel names the limit on CPU time (SIGXCPU) only below the hard one
+        grace = 1 if which == resource.RLIMIT_CPU and hard == resource.RLIM_INFINITY else 0
+        resource.setrlimit(which, (value, value + grace))
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the call
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def handle(request: Request) -> Reply:
+    from kir.agent.evaluate import Problem
+    from kir.errors import KirError
+
+    problem = Problem(**request["problem"])
+    try:
+        if request["action"] == "prepare":
+            return prepare(problem, Path(request["expected"]))
+        return evaluate(problem, request["derivation"], request["expected"], request["repeats"])
+    except KirError as error:
+        return {"status": "refused", "error": error.render()}
+
+
+def prepare(problem: Problem, path: Path) -> Reply:
+    """Compute the expected outputs with their error bounds, once for all candidates."""
+    import numpy as np
+
+    from kir.agent.variant import specialised
+    from kir.inputs import random_inputs
+    from kir.interpret import oracle
+
+    spec = specialised(problem)
+    expected = oracle(spec, random_inputs(spec, {}, problem.seed), {})
+    arrays = {}
+    for name, bounded in expected.items():
+        arrays[f"value:{name}"], arrays[f"bound:{name}"] = bounded.value, bounded.bound
+    unfinished = path.with_name("expected.part.npz")
+    np.savez(unfinished, **arrays)
+    unfinished.replace(path)
+    return {"status": "ok"}
+
+
+def evaluate(problem: Problem, derivation: str, expected: str, repeats: int) -> Reply:
+    from kir.agent.variant import parse_derivation, specialised
+    from kir.inputs import random_inputs
+
+    spec = specialised(problem)
+    candidate = compiled(problem, spec, parse_derivation(derivation))
+    inputs = random_inputs(spec, {}, problem.seed)
+    outputs = poisoned(spec)
+    mistake = run_and_compare(candidate, spec, inputs, outputs, expected)
+    if mistake:
+        return {"status": "wrong", "error": mistake}
+    baseline = compiled(problem, spec, parse_derivation(problem.baseline))
+    times = alternate(candidate, baseline, inputs, outputs, repeats)
+    mistake = run_and_compare(candidate, spec, inputs, outputs, expected)
+    if mistake:
+        return {"status": "wrong", "error": f"after timing: {mistake}"}
+    ours, theirs = (statistics.median(t) for t in times)
+    return {
+        "status": "ok",
+        "seconds": ours,
+        "baseline_seconds": theirs,
+        "report": {"samples": [list(times[0]), list(times[1])]},
+    }
+
+
+def compiled(problem: Problem, spec: Kernel, steps: Any) -> Executable:
+    """The variant, checked and loaded; KirError where the checker or the backend refuses it."""
+    from kir.pipeline import Target, lower
+
+    target = Target(problem.target, problem.via, problem.arch)
+    return target.backend.load(lower(spec, target, steps))
+
+
+def poisoned(spec: Kernel) -> dict[str, Any]:
+    """Output arrays full of values that no kernel should leave: NaN, or a pattern of bits."""
+    import numpy as np
+
+    from kir.specialise import output_shapes
+
+    arrays = {}
+    for param in spec.outputs:
+        array = np.empty(output_shapes(spec, {})[param.name], param.type.numpy)
+        poison(array)
+        arrays[param.name] = array
+    return arrays
+
+
+def poison(array: Any) -> None:
+    import numpy as np
+
+    from kir.dtypes import from_numpy
+
+    if from_numpy(array.dtype).is_float:
+        array[...] = np.nan
+    else:
+        array.view(np.uint8)[...] = 0x01 if array.dtype == np.bool_ else 0xA5
+
+
+def run_and_compare(
+    candidate: Executable, spec: Kernel, inputs: Mapping[str, Any], outputs: Any, expected: str
+) -> str:
+    """What is wrong with the candidate's outputs or with what it did to its inputs; "" if right."""
+    import numpy as np
+
+    before = {name: array.copy() for name, array in inputs.items()}
+    for array in outputs.values():
+        poison(array)
+    candidate(inputs, {}, outputs)
+    for name, array in inputs.items():
+        if array.tobytes() != before[name].tobytes():
+            return f"it wrote to its input `{name}`"
+    with np.load(expected, allow_pickle=False) as wanted:
+        for name, got in outputs.items():
+            mistake = mismatch(got, wanted[f"value:{name}"], wanted[f"bound:{name}"])
+            if mistake:
+                return f"`{name}` {mistake}"
+    return ""
+
+
+def alternate(
+    candidate: Executable, baseline: Executable, inputs: Any, outputs: Any, repeats: int
+) -> tuple[list[float], list[float]]:
+    """Seconds per call of each, measured in turn (A B A B) after a warm-up."""
+
+    def timed(run: Executable, count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            run(inputs, {}, outputs)
+        return (time.perf_counter() - start) / count
+
+    for _ in range(WARM_UPS):
+        ours, theirs = timed(candidate, 1), timed(baseline, 1)
+    if ours > HOPELESS * theirs:
+        return [ours], [theirs]
+    count = max(1, int(MIN_SAMPLE_SECONDS / max(min(ours, theirs), 1e-9)))
+    samples: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        samples[0].append(timed(candidate, count))
+        samples[1].append(timed(baseline, count))
+    return samples
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
