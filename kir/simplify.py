@@ -196,6 +196,9 @@ class _Simplifier:
         return result  # type: ignore[return-value]
 
     def kernel(self, k: Kernel) -> Kernel:
+        for d in k.dims:  # a parameter may be negative
+            if d.default is not None:
+                self.ranges.setdefault(d.name, _FREE)
         constraints = self.conditions(k.constraints)
         held = self.assume(constraints)
         body = self.block(k.body)
@@ -375,11 +378,11 @@ class _Simplifier:
 
     def op_interval(self, e: Op) -> Interval:
         if e.name == "mod" and isinstance(e.args[1], Const):
-            c = int(e.args[1].value)
+            divisor = int(e.args[1].value)
             low, high = self.interval(e.args[0])
-            if c > 0 and low is not None and low >= 0 and high is not None and high < c:
+            if low is not None and low >= 0 and high is not None and high < divisor:
                 return low, high
-            return (0, c - 1) if c > 0 else (min(c + 1, 0), 0)
+            return (0, divisor - 1) if divisor > 0 else (min(divisor + 1, 0), 0)
         if e.name == "mod":  # in [0, divisor) for a positive divisor, 0 for 0
             low, high = self.interval(e.args[1])
             return (
@@ -397,9 +400,9 @@ class _Simplifier:
                 None if above is None else divide(above, d),
             )
         if e.name in ("floordiv", "cdiv", "tdiv"):  # a symbolic divisor that is at least 0
-            (low, high), (least, _) = self.interval(e.args[0]), self.interval(e.args[1])
-            if low is not None and low >= 0 and least is not None and least >= 0:
-                return 0, high
+            (below, above), (least, _) = self.interval(e.args[0]), self.interval(e.args[1])
+            if below is not None and below >= 0 and least is not None and least >= 0:
+                return 0, above
         if e.name in ("max", "min", "select"):
             a, b = self.interval(e.args[-2])
             c, d = self.interval(e.args[-1])
