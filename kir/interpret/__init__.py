@@ -1,0 +1,123 @@
+"""The interpreter of KIR, and the float64 oracle that carries error bounds.
+
+run(kernel, inputs)      outputs in the dtypes as written, at any stage
+run_graph(...)           the same for a graph of kernels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kir.errors import InputDataError, KirError, UnknownNameError
+from kir.interpret.domain import AsWritten, Domain, Value
+from kir.interpret.evaluate import Evaluator
+from kir.ir import Call, Graph, Kernel, Module, Param
+from kir.specialise import evaluate, infer_dims, specialise
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+def run(
+    kernel: Kernel, inputs: Arrays, dims: Mapping[str, int] | None = None
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The outputs of `kernel`, computed in the dtypes as written; the inputs are not changed.
+
+    `inputs` are arrays of exactly the declared dtypes; `dims` gives what no shape determines.
+    Raises InputDataError, ConstraintError, and EvaluationError for an index out of range.
+    """
+    return {name: planes[0] for name, planes in run_in(AsWritten(), kernel, inputs, dims).items()}
+
+
+def run_in(
+    domain: Domain, kernel: Kernel, inputs: Arrays, dims: Mapping[str, int] | None = None
+) -> dict[str, Value]:
+    """Run over any domain of values."""
+    arrays = check_inputs(kernel, inputs)
+    values = infer_dims(kernel, {n: a.shape for n, a in arrays.items()}, dims)
+    special = specialise(kernel, values)
+    lifted = {p.name: domain.lift(arrays[p.name], p.type) for p in kernel.inputs}
+    return Evaluator(domain, special, lifted).run()
+
+
+def check_inputs(kernel: Kernel | Graph, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    """The inputs as contiguous arrays; InputDataError on a wrong name or dtype."""
+    declared = {p.name: p for p in kernel.inputs}
+    for name in inputs:
+        if name not in declared:
+            known = ", ".join(declared) or "none"
+            raise InputDataError(
+                f"`{kernel.name}` has no input `{name}`",
+                hint=f"its inputs are: {known}",
+                kernel=kernel,
+            )
+    return {p.name: _checked(kernel, p, inputs) for p in kernel.inputs}
+
+
+def run_graph(
+    module: Module, graph: Graph, inputs: Arrays, dims: Mapping[str, int] | None = None
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The outputs of `graph`, kernel by kernel, in the dtypes as written."""
+    found = run_graph_in(AsWritten(), module, graph, inputs, dims)
+    return {name: planes[0] for name, planes in found.items()}
+
+
+def run_graph_in(
+    domain: Domain,
+    module: Module,
+    graph: Graph,
+    inputs: Arrays,
+    dims: Mapping[str, int] | None = None,
+) -> dict[str, Value]:
+    """Run a graph over any domain of values: what one call leaves in doubt, the next inherits."""
+    arrays = check_inputs(graph, inputs)
+    values = infer_dims(graph, {n: a.shape for n, a in arrays.items()}, dims)
+    known = {p.name: domain.lift(arrays[p.name], p.type) for p in graph.inputs}
+    for call, kernel in calls(module, graph):
+        given = {p.name: known[a] for p, a in zip(kernel.inputs, call.args, strict=True)}
+        special = specialise(kernel, call_dims(graph, call, kernel, values, given))
+        results = Evaluator(domain, special, given).run()
+        for name, p in zip(call.results, kernel.outputs, strict=True):
+            known[name] = results[p.name]
+    return {p.name: known[p.name] for p in graph.outputs}
+
+
+def calls(module: Module, graph: Graph) -> list[tuple[Call, Kernel]]:
+    """Each call with the kernel it names; UnknownNameError where there is none."""
+    kernels = module.kernels()
+    for call in graph.calls:
+        if call.kernel not in kernels:
+            raise UnknownNameError(f"no kernel `{call.kernel}`", kernel=graph, node=call)
+    return [(call, kernels[call.kernel]) for call in graph.calls]
+
+
+def call_dims(
+    graph: Graph,
+    call: Call,
+    kernel: Kernel,
+    values: Mapping[str, int],
+    given: Mapping[str, Value],
+) -> dict[str, int]:
+    """The dims of one call, from its arguments' shapes and its own bindings."""
+    bindings = {name: int(evaluate(e, values)) for name, e in call.dims}
+    shapes = {name: planes[0].shape for name, planes in given.items()}
+    try:
+        return infer_dims(kernel, shapes, bindings)
+    except KirError as e:
+        raise e.at(kernel=graph, node=call) from None
+
+
+def _checked(kernel: Kernel | Graph, p: Param, inputs: Arrays) -> np.ndarray[Any, Any]:
+    if p.name not in inputs:
+        raise InputDataError(f"no array for the input `{p.name}`", kernel=kernel, node=p)
+    array = np.asarray(inputs[p.name])
+    if array.dtype != p.type.numpy:
+        raise InputDataError(
+            f"`{p.name}` holds {array.dtype}, but {p.type} is declared",
+            hint=f"convert it: {p.name}.astype({str(p.type.numpy)!r})",
+            kernel=kernel,
+            node=p,
+        )
+    return np.ascontiguousarray(array).reshape(array.shape)
