@@ -1,0 +1,143 @@
+"""Every example: parses, round-trips, is safe, and computes what NumPy computes, everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+import numpy as np
+import pytest
+from example_cases import CASES, EXAMPLES, Array, Case, Dims
+from kir.check import check_kernel, check_module
+
+from kir.inputs import random_inputs
+from kir.interpret import oracle, run, run_graph
+from kir.ir import Graph, Kernel, Module
+from kir.pipeline import LOOPS, Target, choose_steps, compile, derive, schedule
+from kir.specialise import specialise
+from kir.syntax import format_kernel, format_module, parse, parse_kernel
+
+EACH = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+EACH_SIZE = pytest.mark.parametrize(
+    ("case", "dims"),
+    [(c, d) for c in CASES for d in c.sizes],
+    ids=lambda x: x.name if isinstance(x, Case) else "-".join(map(str, x.values())),
+)
+
+
+@cache
+def load(case: Case) -> Module:
+    return parse(case.file.read_text(encoding="utf-8"), case.path)
+
+
+def item(case: Case) -> Kernel | Graph:
+    """What a case is about: its file's graph, or the one kernel in it."""
+    module = load(case)
+    found = module.graphs() or module.kernels()
+    return found[case.name]
+
+
+def inputs_of(case: Case, dims: Dims) -> dict[str, Array]:
+    program = item(case)
+    arrays = random_inputs(program, dims, 7, load(case))
+    rng = np.random.default_rng(11)
+    for name, maker in case.make.items():
+        arrays[name] = maker(rng, arrays[name].shape, dims)
+    return arrays
+
+
+def expected(case: Case, inputs: Mapping[str, Array], dims: Dims) -> dict[str, Array]:
+    """The reference on the inputs, floats as f64."""
+    wide = {
+        name: a.astype(np.float64) if a.dtype.kind in "fV" or a.dtype.itemsize == 2 else a
+        for name, a in inputs.items()
+    }
+    return case.reference(wide, dims)
+
+
+def assert_close(got: Mapping[str, Array], want: Mapping[str, Array], case: Case) -> None:
+    """As near as the output's dtype allows for sums of this length."""
+    assert got.keys() == want.keys()
+    for param in item(case).outputs:
+        name = param.name
+        assert got[name].dtype == param.type.numpy
+        assert got[name].shape == np.shape(want[name])
+        tolerance = {"bf16": 2e-2, "f32": 2e-5}.get(param.type.name, 0.0)
+        np.testing.assert_allclose(
+            got[name].astype(np.float64), want[name], rtol=tolerance, atol=tolerance, err_msg=name
+        )
+
+
+def test_the_table_covers_the_folder() -> None:
+    there = {p.relative_to(EXAMPLES).as_posix() for p in EXAMPLES.rglob("*.kir")}
+    assert {c.path for c in CASES} == there
+
+
+@EACH
+def test_opens_with_a_comment(case: Case) -> None:
+    assert case.file.read_text(encoding="utf-8").startswith("# ")
+
+
+@EACH
+def test_round_trips(case: Case) -> None:
+    text = format_module(load(case))
+    assert parse(text) == load(case)
+    assert format_module(parse(text)) == text
+
+
+@EACH
+def test_is_safe_for_all_shapes(case: Case) -> None:
+    """The spec and its canonical loops, with every dim that is no parameter symbolic."""
+    assert check_module(load(case)) == []
+    for kernel in load(case).kernels().values():
+        check_kernel(schedule(specialise(kernel), LOOPS))
+
+
+@EACH
+def test_default_schedule_round_trips_and_is_safe(case: Case) -> None:
+    for kernel in map(specialise, load(case).kernels().values()):
+        for _, stage in derive(kernel, choose_steps(kernel, Target("cpu"))):
+            assert parse_kernel(format_kernel(stage)) == stage
+        check_kernel(stage)
+
+
+def interpreted(case: Case, inputs: Mapping[str, Array], dims: Dims) -> dict[str, Array]:
+    program = item(case)
+    if isinstance(program, Graph):
+        return run_graph(load(case), program, inputs, dims)
+    return run(program, inputs, dims)
+
+
+@EACH_SIZE
+def test_on_the_interpreter(case: Case, dims: Dims) -> None:
+    inputs = inputs_of(case, dims)
+    assert_close(interpreted(case, inputs, dims), expected(case, inputs, dims), case)
+
+
+@EACH_SIZE
+def test_the_oracle_agrees_with_the_reference(case: Case, dims: Dims) -> None:
+    """In f64, so to many more digits than any run; the bound covers what is left."""
+    program = item(case)
+    if isinstance(program, Graph):
+        pytest.skip("the oracle takes kernels; the graph's are examples of their own")
+    inputs = inputs_of(case, dims)
+    want = expected(case, inputs, dims)
+    for name, bounded in oracle(program, inputs, dims).items():
+        assert np.shape(bounded.value) == np.shape(want[name])
+        assert np.isfinite(bounded.bound).all()
+        np.testing.assert_allclose(bounded.value, want[name], rtol=1e-6, atol=1e-6)
+
+
+@EACH_SIZE
+def test_on_the_cpu(case: Case, dims: Dims) -> None:
+    inputs = inputs_of(case, dims)
+    executable = compile(item(case), "cpu", module=load(case))
+    assert_close(executable(inputs, dims), expected(case, inputs, dims), case)
+
+
+@EACH
+def test_on_the_cpu_for_constant_shapes(case: Case) -> None:
+    dims = case.sizes[0]
+    inputs = inputs_of(case, dims)
+    executable = compile(item(case), "cpu", dims, module=load(case))
+    assert_close(executable(inputs, dims), expected(case, inputs, dims), case)
