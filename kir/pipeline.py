@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from kir.backend import Arrays, Artifact, Backend, Executable, get_backend
-from kir.check import check_kernel
 from kir.errors import ScheduleError, UsageError
 from kir.graphs import resolve
 from kir.ir import Define, Graph, Kernel, Module, Reduce, Step, walk
@@ -96,6 +95,8 @@ def lower(
     kernel: Kernel, target: Target, steps: tuple[Step, ...], stage: str | None = None
 ) -> Artifact:
     """Check the scheduled kernel and compile it, up to `stage` where given."""
+    from kir.check import check_kernel  # islpy loads only where something is compiled
+
     scheduled = schedule(kernel, steps)
     check_kernel(scheduled)
     return target.backend.lower(scheduled, target.name, target.chip, stage)

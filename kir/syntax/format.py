@@ -376,7 +376,7 @@ def _break(line: str, least: int) -> int | None:
     depth, best = 0, None
     for i, char in enumerate(line[:MAX_WIDTH]):
         depth += (char in "([") - (char in ")]")
-        breakable = line[i - 1] == "," or line[i + 1 : i + 3] in ("+ ", "- ", "* ", "/ ")
+        breakable = line[i - 1] in ",)" or line[i + 1 : i + 3] in ("+ ", "- ", "* ", "/ ")
         if char == " " and i >= least and breakable and (best is None or depth <= best[0]):
             best = (depth, i)
     return best[1] if best else None

@@ -1,0 +1,92 @@
+"""The reference is true: every example in it runs, or fails with the error that it names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kir import errors
+from kir.check import check_module
+from kir.inputs import random_inputs
+from kir.interpret import run, run_graph
+from kir.ir import Kernel, Module, Schedule
+from kir.ops import OPS
+from kir.pipeline import schedule
+from kir.specialise import infer_dims
+from kir.syntax import format_module, parse
+
+ROOT = Path(__file__).parent.parent
+LANGUAGE = ROOT / "docs" / "language.md"
+BLOCK = re.compile(r"^```kir([^\n]*)\n(.*?)^```", re.M | re.S)
+PAGES = [LANGUAGE, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+BLOCKS = [
+    pytest.param(match[1].strip(), match[2], id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, match in enumerate(BLOCK.finditer(page.read_text(encoding="utf-8")))
+]
+
+
+@pytest.mark.parametrize(("options", "text"), BLOCKS)
+def test_example_in_the_docs(options: str, text: str) -> None:
+    wanted = re.fullmatch(r"error=(\w+)", options)
+    if wanted:
+        with pytest.raises(getattr(errors, wanted[1])) as caught:
+            _use(parse(text))
+        assert caught.value.hint, "every error in the reference says how to mend it"
+        return
+    module = parse(text)
+    assert parse(format_module(module)) == module
+    _use(module)
+
+
+def _use(module: Module) -> None:
+    for error in check_module(module):
+        raise error
+    kernels = module.kernels()
+    for item in module.items:
+        if isinstance(item, Schedule):
+            derived = schedule(kernels[item.kernel], item.steps)
+            assert _run(module, derived).keys() == _run(module, kernels[item.kernel]).keys()
+        else:
+            _run(module, item)
+
+
+def _run(module: Module, item: object) -> dict[str, np.ndarray]:
+    assert not isinstance(item, Schedule)
+    dims = infer_dims(item, {}, {d.name: 7 for d in item.dims if d.default is None})
+    inputs = random_inputs(item, dims, module=module)
+    if isinstance(item, Kernel):
+        outputs = run(item, inputs, dims)
+    else:
+        outputs = run_graph(module, item, inputs, dims)
+    for name, array in outputs.items():
+        assert np.isfinite(array.astype(np.float64)).all(), name
+    return outputs
+
+
+def ops_table() -> str:
+    rows = ["| op | written | takes | |", "|---|---|---|---|"]
+    for op in OPS.values():
+        if op.infix:
+            written = f"`a {op.infix} b`" if op.arity == 2 else f"`{op.infix} a`"
+        else:
+            written = f"`{op.name}({', '.join('abc'[: op.arity])})`"
+        kinds = {"float": "floats", "int": "integers", "bool": "bool"}
+        takes = ", ".join(kinds[k] for k in op.kinds if k in kinds)
+        rows.append(f"| {op.name} | {written.replace('|', chr(92) + '|')} | {takes} | {op.doc} |")
+    return "\n".join(rows)
+
+
+def test_the_op_table_in_the_reference(update_goldens: bool) -> None:
+    text = LANGUAGE.read_text(encoding="utf-8")
+    before, rest = text.split("<!-- ops -->\n")
+    found, after = rest.split("<!-- end of ops -->")
+    if update_goldens:
+        LANGUAGE.write_text(
+            f"{before}<!-- ops -->\n{ops_table()}\n<!-- end of ops -->{after}", encoding="utf-8"
+        )
+        return
+    assert found.strip() == ops_table(), "make goldens rewrites the table"
