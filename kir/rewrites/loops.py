@@ -296,13 +296,14 @@ class Fission(Rewrite):
         for i_2: 128 { y[i_2] = acc[i_2] }
 
     A buffer that more than one piece uses gets an axis for `i`. Each piece keeps kind, mask and
-    hints; the first keeps the name. Refused where a piece needs a later iteration's result of
-    one that follows it.
+    hints; the first keeps the name. With `after = k` there are two pieces, and the first ends
+    with the loop `k`. Refused where a piece needs a later iteration's result of one that follows.
     """
 
     name: ClassVar[str] = "fission"
     effect: ClassVar[Effect] = "exact"
     loop: str
+    after: str | None = None
 
     def edit(self, kernel: Kernel) -> Kernel:
         loop = find_loop(kernel, self.loop)
@@ -330,44 +331,56 @@ class Fission(Rewrite):
             made.append(replace(fixed, axis=replace(piece.axis, name=name)))
         return replace_stmt(kernel, loop, made)
 
+    def _groups(self, kernel: Kernel, loop: Loop) -> list[Block]:
+        """The statements other than buffers, as they are to be kept together."""
+        others = tuple(s for s in loop.body if not isinstance(s, Buffer))
+        if self.after is None:
+            return [(s,) for s in others]
+        for k, s in enumerate(others):
+            if isinstance(s, Loop) and s.axis.name == self.after:
+                return [g for g in (others[: k + 1], others[k + 1 :]) if g]
+        return refuse(kernel, f"`{self.loop}` has no loop `{self.after}` in its body", node=loop)
+
     def _pieces(self, kernel: Kernel, loop: Loop) -> tuple[list[str], list[Buffer], list[Block]]:
         """Names of the buffers to expand, their declarations expanded, and the pieces."""
-        users: dict[str, int] = {}
-        others = [s for s in loop.body if not isinstance(s, Buffer)]
-        buffers = [s for s in loop.body if isinstance(s, Buffer)]
-        for s in others:
-            for name in {a.tensor for a in accesses((s,))}:
-                users[name] = users.get(name, 0) + 1
-        shared = [b for b in buffers if users.get(b.name, 0) > 1 or not _constant(b)]
+        groups = self._groups(kernel, loop)
+        users = [{a.tensor for a in accesses(g)} for g in groups]
         inits: list[Buffer] = []
-        for b in shared:
-            extent = loop.axis.extent
-            if any(self.loop in var_names(e) for e in b.shape):
-                refuse(kernel, f"the shape of `{b.name}` depends on `{self.loop}`", node=b)
-            if b.space == "reg" and not isinstance(extent, Const):
-                refuse(
-                    kernel,
-                    f"`{b.name}` in reg would get an axis of an extent that is not constant",
-                    node=b,
-                    hint=f"split the loop, or `set_space({b.name}, local)`",
-                )
-            inits.append(
-                replace(b, shape=(extent, *b.shape), init=b.init if _constant(b) else None)
-            )
-        names = [b.name for b in shared]
-        pieces: list[Block] = []
-        for s in loop.body:
-            if isinstance(s, Buffer):
-                if s.name in names and not _constant(s):
-                    if s.shape:
-                        refuse(kernel, f"`{s.name}` has an init that is not constant", node=s)
-                    assert s.init is not None
-                    pieces.append((Store(s.name, (), s.init, span=s.span),))
+        stores: list[Block] = []
+        mine: list[list[Stmt]] = [[] for _ in groups]
+        for b in loop.body:
+            if not isinstance(b, Buffer):
                 continue
-            mine = {a.tensor for a in accesses((s,))}
-            own = tuple(b for b in buffers if b.name in mine and b.name not in names)
-            pieces.append((*own, s))
-        return names, inits, pieces
+            found = [k for k, names in enumerate(users) if b.name in names]
+            if len(found) == 1:
+                mine[found[0]].append(b)
+            if len(found) < 2:
+                continue
+            self._check_buffer(kernel, loop, b)
+            constant = _constant(b)
+            shape = (loop.axis.extent, *b.shape)
+            inits.append(replace(b, shape=shape, init=b.init if constant else None))
+            if not constant and b.init is not None:
+                stores.append((Store(b.name, (), b.init, span=b.span),))
+        pieces = [(*own, *g) for own, g in zip(mine, groups, strict=True)]
+        return [b.name for b in inits], inits, [*stores, *pieces]
+
+    def _check_buffer(self, kernel: Kernel, loop: Loop, b: Buffer) -> None:
+        if any(self.loop in var_names(e) for e in b.shape):
+            refuse(kernel, f"the shape of `{b.name}` depends on `{self.loop}`", node=b)
+        if b.space == "reg" and not isinstance(loop.axis.extent, Const):
+            refuse(
+                kernel,
+                f"`{b.name}` in reg would get an axis of an extent that is not constant",
+                node=b,
+                hint=f"split the loop, or `set_space({b.name}, local)`",
+            )
+        if not _constant(b):
+            reads = {n.tensor for e in (b.init,) if e for n in walk(e) if isinstance(n, Read)}
+            written = {a.tensor for a in accesses((loop,)) if a.op != "read"}
+            held = {x.name for x in buffers_of((loop,))}
+            if b.shape or reads & (written | held):
+                refuse(kernel, f"the init of `{b.name}` is computed in the loop", node=b)
 
 
 def _constant(b: Buffer) -> bool:

@@ -118,6 +118,8 @@ class Contract(Rewrite):
     def edit(self, kernel: Kernel) -> Kernel:
         buffer = find_buffer(kernel, self.buffer)
         space = check_space(kernel, self.space, buffer)
+        if buffer.init is not None and any(isinstance(n, Read) for n in walk(buffer.init)):
+            refuse(kernel, f"`{self.buffer}` is set from a tensor where it stands", node=buffer)
         block = _block_of(kernel.body, buffer)
         path = self._path(block)
         for depth in range(len(path), -1, -1):
