@@ -165,7 +165,7 @@ class Evaluator:
             depth = len(self.frame)
             for plane, value in zip(tensor.planes, self.eval(s.init), strict=True):
                 lead = (1,) * (depth - value.ndim) + value.shape
-                plane[...] = value.reshape(*lead, *(1,) * len(tensor.shape))
+                plane[...] = value.reshape((*lead, *(1,) * len(tensor.shape)))
 
     def new(self, name: str, dtype: DType, shape: tuple[int, ...]) -> Tensor:
         private = tuple(reversed(self.frame))
