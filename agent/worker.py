@@ -178,6 +178,29 @@ def run_and_compare(
     return ""
 
 
+def mismatch(got: Any, value: Any, bound: Any) -> str:
+    """Where an output is further from the oracle's value than its bound, in words; "" if nowhere.
+
+    An infinite bound excuses its element, but not all of them: that would verify nothing.
+    """
+    import numpy as np
+
+    wide = got.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        right = (np.abs(wide - value) <= bound) | (wide == value) | np.isinf(bound)
+    right |= np.isnan(wide) & np.isnan(value)
+    if not right.all():
+        at = tuple(int(k) for k in np.argwhere(~right)[0])
+        count = int((~right).sum())
+        return (
+            f"is wrong in {count} of {right.size} elements: at {list(at)} it is {wide[at]:.9g}, "
+            f"not {value[at]:.9g} within {bound[at]:.3g}"
+        )
+    if right.size and np.isinf(bound).all():
+        return "cannot be verified: the oracle bounds none of its elements"
+    return ""
+
+
 def alternate(
     candidate: Executable, baseline: Executable, inputs: Any, outputs: Any, repeats: int
 ) -> tuple[list[float], list[float]]:
