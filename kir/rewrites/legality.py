@@ -1,14 +1,14 @@
-"""When loops may be moved: dependences between iterations, decided on affine indices.
+"""When loops may be moved: a quick test of dependences first, integer sets where it fails.
 
-The test is structural and quick: two accesses to one tensor never meet at different iterations
-if the difference of their indices, in some dimension, cannot make up for a step of the loop.
-What it cannot prove counts as a dependence.
+The quick test is structural: two accesses to one tensor never meet at different iterations if
+the difference of their indices, in some dimension, cannot make up for a step of the loop. What
+it cannot prove is put to `kir.analysis`, which is exact on affine indices and much slower.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,7 @@ from kir.ir import (
     Const,
     Define,
     Expr,
+    Kernel,
     Loop,
     Node,
     Read,
@@ -104,13 +105,36 @@ def crossing(first: Loop, second: Loop) -> Conflict | None:
     )
 
 
-def reduces_floats(body: Iterable[Stmt]) -> bool:
-    """Whether a float is accumulated in `body`, so that an order matters to the last bit."""
-    return any(
-        isinstance(s, Store) and s.op in ("add", "mul") and s.value.dtype.is_float
-        for top in body
-        for s in walk(top)
-    )
+def parallel_conflict(kernel: Kernel, loop: Loop) -> str | None:
+    """Why the iterations of `loop` are not independent (recognised reductions aside), or None."""
+    if carried(loop) is None:
+        return None
+    from kir.analysis import parallel  # integer sets: not needed by most rewrites
+
+    return parallel(kernel, loop).reason
+
+
+def fusion_conflict(kernel: Kernel, first: Loop, second: Loop) -> str | None:
+    """Why two loops of a block, one after the other, cannot run in lockstep, or None."""
+    if crossing(first, second) is None:
+        return None
+    from kir.analysis import fusion_legal
+
+    return fusion_legal(kernel, first, second)
+
+
+def fission_conflict(kernel: Kernel, loop: Loop, at: int) -> str | None:
+    """Why `loop` cannot be cut before `body[at]`, by integer sets, or None."""
+    from kir.analysis import fission_legal
+
+    return fission_legal(kernel, loop, at)
+
+
+def reorder_conflict(kernel: Kernel, nest: Sequence[Loop], order: Sequence[Loop]) -> str | None:
+    """Why a perfect nest cannot be nested as `order` says, by integer sets, or None."""
+    from kir.analysis import reorder_legal
+
+    return reorder_legal(kernel, nest, order)
 
 
 def _clash(a: Access, b: Access) -> bool:

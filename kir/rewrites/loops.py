@@ -42,7 +42,16 @@ from kir.rewrites.base import (
     replace_stmt,
     var_names,
 )
-from kir.rewrites.legality import accesses, carried, conflict, crossing
+from kir.rewrites.legality import (
+    accesses,
+    carried,
+    conflict,
+    crossing,
+    fission_conflict,
+    fusion_conflict,
+    parallel_conflict,
+    reorder_conflict,
+)
 from kir.simplify import linear, simplify
 
 UNROLL_LIMIT = 4096
@@ -197,9 +206,13 @@ class Reorder(Rewrite):
                 a, b = outer.axis.name, inner.axis.name
                 if order.index(a) < order.index(b):
                     continue
-                found = carried(outer)
-                if found and carried(inside[b]):
+                if carried(outer) is None or carried(inside[b]) is None:
+                    continue
+                by_name = {x.axis.name: x for x in chain}
+                found = reorder_conflict(kernel, chain, [by_name[n] for n in order])
+                if found:
                     refuse(kernel, f"`{a}` and `{b}` cannot change places: {found}", node=outer)
+                return
 
 
 @dataclass(frozen=True)
@@ -234,9 +247,6 @@ class Fuse(Rewrite):
             refuse(kernel, f"`{self.loop}` and `{self.second}` are {what}", node=b)
         if simplify(a.axis.extent) != simplify(b.axis.extent):
             refuse(kernel, "the extents of the two loops differ", node=b)
-        found = crossing(a, b)
-        if found:
-            refuse(kernel, f"`{self.second}` must wait for `{self.loop}`: {found}", node=b)
 
         def edit(block: Block, k: int) -> Sequence[Stmt]:
             at = next((n for n, s in enumerate(block) if s is b), None)
@@ -247,6 +257,9 @@ class Fuse(Rewrite):
                     node=b,
                     hint="loops around them are fused first",
                 )
+            found = fusion_conflict(kernel, a, b)
+            if found:
+                refuse(kernel, f"`{self.second}` must wait for `{self.loop}`: {found}", node=b)
             before, after = self._moved(kernel, a, b, block[k + 1 : at])
             return (*block[:k], *before, self._joined(a, b), *after, *block[at + 1 :])
 
@@ -307,7 +320,8 @@ class Fission(Rewrite):
 
     def edit(self, kernel: Kernel) -> Kernel:
         loop = find_loop(kernel, self.loop)
-        expanded, inits, pieces = self._pieces(kernel, loop)
+        groups = self._groups(kernel, loop)
+        expanded, inits, pieces = self._pieces(kernel, loop, groups)
         if len(pieces) < 2:
             refuse(kernel, f"the body of `{self.loop}` is one piece already", node=loop)
 
@@ -317,11 +331,13 @@ class Fission(Rewrite):
         for name in expanded:
             pieces = [tuple(reindex(s, name, index, name) for s in p) for p in pieces]
         loops = [replace(loop, body=p) for p in pieces]
-        for k, first in enumerate(loops):
-            for second in loops[k + 1 :]:
-                found = crossing(first, second)
+        starts = [g[0] for g in groups]
+        for k, start in enumerate(starts, len(pieces) - len(groups)):
+            if any(crossing(first, loops[k]) for first in loops[:k]):
+                at = next(n for n, s in enumerate(loop.body) if s is start)
+                found = fission_conflict(kernel, loop, at)
                 if found:
-                    refuse(kernel, f"the body of `{self.loop}` hangs together: {found}", node=loop)
+                    refuse(kernel, f"the body of `{self.loop}` hangs together: {found}", node=start)
         used = names_in(kernel)
         made: list[Stmt] = list(inits)
         for k, piece in enumerate(loops):
@@ -341,9 +357,11 @@ class Fission(Rewrite):
                 return [g for g in (others[: k + 1], others[k + 1 :]) if g]
         return refuse(kernel, f"`{self.loop}` has no loop `{self.after}` in its body", node=loop)
 
-    def _pieces(self, kernel: Kernel, loop: Loop) -> tuple[list[str], list[Buffer], list[Block]]:
-        """Names of the buffers to expand, their declarations expanded, and the pieces."""
-        groups = self._groups(kernel, loop)
+    def _pieces(
+        self, kernel: Kernel, loop: Loop, groups: list[Block]
+    ) -> tuple[list[str], list[Buffer], list[Block]]:
+        """Names of the buffers to expand, their declarations expanded, and the pieces: the
+        groups, after stores for inits that are not constant."""
         users = [{a.tensor for a in accesses(g)} for g in groups]
         inits: list[Buffer] = []
         stores: list[Block] = []
@@ -421,7 +439,7 @@ class Bind(Rewrite):
                 hint=f"`split({self.loop}, 64)` gives an inner loop of constant extent",
             )
         if self.kind in ("grid", "tile"):
-            found = carried(loop)
+            found = parallel_conflict(kernel, loop)
             if found:
                 refuse(kernel, f"`{self.loop}` carries a dependence: {found}", node=loop)
         if self.kind == "grid":
