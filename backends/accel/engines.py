@@ -112,16 +112,18 @@ class Place:
 
 def with_engines(kernel: Kernel, machine: Machine) -> tuple[Kernel, Counts]:
     """The kernel with its engines' statements. Accumulators of the matrix engine become `local`."""
-    engines = _Pass(machine)
     places = {p.name: Place("global", p.type, p.shape) for p in kernel.params}
-    body = engines.block(kernel.body, places)
+    first = _Pass(machine)
+    first.block(kernel.body, places)
 
     def move(node: Node) -> Node | None:
-        if isinstance(node, Buffer) and node.name in engines.accumulators and node.space == "reg":
+        if isinstance(node, Buffer) and node.name in first.accumulators and node.space == "reg":
             return replace(node, space="local")
         return None
 
-    return transform(replace(kernel, body=body), move), engines.counts
+    moved = transform(kernel, move)
+    engines = _Pass(machine)
+    return replace(moved, body=engines.block(moved.body, places)), engines.counts
 
 
 @dataclass
@@ -133,6 +135,7 @@ class _Pass:
     def block(self, body: Sequence[Stmt], outer: Mapping[str, Place]) -> tuple[Stmt, ...]:
         places = dict(outer)
         done: list[Stmt] = []
+        pending: set[str] = set()  # buffers of the transfers that the last wait is for
         for stmt in body:
             if isinstance(stmt, Buffer):
                 places[stmt.name] = Place(stmt.space, stmt.type, stmt.shape)
@@ -140,12 +143,18 @@ class _Pass:
                 continue
             engine = self.engine(stmt, places)
             if engine is None:
-                if isinstance(stmt, Loop | If):
+                lanes = isinstance(stmt, Loop) and stmt.kind == "tile"  # engines serve no lane
+                if isinstance(stmt, Loop | If) and not lanes:
                     stmt = replace(stmt, body=self.block(stmt.body, places))
                 done.append(stmt)
                 continue
-            if done and isinstance(done[-1], Wait) and not isinstance(engine[0], If):
-                done.pop()  # transfers are done in order: one wait serves those in a row
+            if not (done and isinstance(done[-1], Wait)):
+                pending = set()
+            if isinstance(engine[-1], Wait):
+                touched = {n.local for s in engine for n in walk(s) if isinstance(n, Dma)}
+                if pending and not pending & touched:
+                    done.pop()  # transfers are done in order: one wait serves those in a row
+                pending |= touched
             done.extend(engine)
         return tuple(done)
 

@@ -140,9 +140,9 @@ def load(path: Path) -> Machine:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         raise FileError(
-            f"the machine file {path} cannot be read: {error.strerror or error}",
+            f"the machine file {path} cannot be read: {getattr(error, 'strerror', None) or error}",
             hint="machines/reference.toml is a complete example",
         ) from None
     if len(data) > MAX_FILE_BYTES:

@@ -14,10 +14,8 @@ from kir.backends.accel.machine import Core, Machine
 from kir.errors import CompileError, UnsupportedError, UsageError
 
 RUNTIME = Path(__file__).parent / "runtime"
-RUN_TIME_SYMBOLS = frozenset(
-    ("kir_dma_load", "kir_dma_store", "kir_dma_wait", "kir_matrix_mma")
-    + ("memcpy", "memmove", "memset")
-)
+_ENGINES = ("kir_dma_load", "kir_dma_store", "kir_dma_wait", "kir_matrix_mma")
+RUN_TIME_SYMBOLS = frozenset((*_ENGINES, "memcpy", "memmove", "memset"))
 """All that a kernel's object may need from outside: the run-time interface (kir_accel.h)."""
 
 
