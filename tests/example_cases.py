@@ -67,16 +67,19 @@ def small_steps(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) ->
 
 def softmax(x: Array) -> Array:
     e = np.exp(x - x.max(-1, keepdims=True, initial=-np.inf))
-    return e / e.sum(-1, keepdims=True)
+    y: Array = e / e.sum(-1, keepdims=True)
+    return y
 
 
 def gelu(x: Array) -> Array:
     erf = np.array([math.erf(v / math.sqrt(2.0)) for v in x.ravel()]).reshape(x.shape)
-    return x * (1 + erf) / 2
+    y: Array = x * (1 + erf) / 2
+    return y
 
 
 def normalised(x: Array, axes: tuple[int, ...], eps: float) -> Array:
-    return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + eps)
+    y: Array = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + eps)
+    return y
 
 
 def channel(v: Array) -> Array:

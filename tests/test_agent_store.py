@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,8 +33,8 @@ RUN = RunRow(
 )
 
 
-def node(run: int, ir_hash: str = "a" * 64, **fields: object) -> NodeRow:
-    values = {"derivation": "schedule s of k { }", "status": "ok", "parents": ()}
+def node(run: int, ir_hash: str = "a" * 64, **fields: Any) -> NodeRow:
+    values: dict[str, Any] = {"derivation": "schedule s of k { }", "status": "ok", "parents": ()}
     return NodeRow(run=run, ir_hash=ir_hash, **(values | fields))
 
 
@@ -125,3 +128,18 @@ def test_another_schema_is_refused(url: str, tmp_path: Path) -> None:
         other.execute("update kir_meta set value = '999'")
     with pytest.raises(StoreError, match="schema 999"):
         Store(url)
+
+
+def test_without_sqlalchemy_the_extra_is_named() -> None:
+    program = """
+import sys
+sys.modules["sqlalchemy"] = None
+from kir.errors import MissingExtraError
+try:
+    import kir.agent.tune
+except MissingExtraError as error:
+    assert "kir[agent]" in error.hint
+    print("named")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "named\n", done.stderr
