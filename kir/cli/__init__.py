@@ -28,8 +28,9 @@ def main() -> None:
     """Entry point of the `kir` command. Exit codes: 0 good, 1 kernel or check failed, 2 usage."""
     if os.environ.get("KIR_DEBUG") != "1":
         sys.excepthook = _unexpected
+    command = typer.main.get_command(app)  # app() itself would replace the excepthook
     try:
-        app()
+        command(prog_name="kir")
     except KirError as error:
         report(error)
         if os.environ.get("KIR_DEBUG") == "1":

@@ -76,8 +76,10 @@ def lower(
             _write_folder(out if isinstance(item, Kernel) else out / k.name, artifact)
         else:
             texts[k.name] = artifact.stages[stage]
-        records.append({"kernel": k.name, "target": target, "arch": artifact.arch, "stage": stage,
-                        "launch": dict(artifact.launch), "report": dict(artifact.report)})  # fmt: skip
+        records.append({
+            "kernel": k.name, "target": target, "arch": artifact.arch, "stage": stage,
+            "launch": dict(artifact.launch), "report": dict(artifact.report),
+        })  # fmt: skip
     _deliver(texts, stage, out, as_json, records)
 
 
@@ -99,8 +101,8 @@ def _deliver(
                 write_output(out.with_name(f"{out.stem}_{name}{out.suffix}"), text)
     if as_json:
         for record in records:
-            text = texts.get(record["kernel"])
-            record["text"] = text if isinstance(text, str) and out is None else None
+            content = texts.get(record["kernel"])
+            record["text"] = content if isinstance(content, str) and out is None else None
         emit_json(records)
     elif out is None:
         for text in texts.values():

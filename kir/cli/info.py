@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import typer
 
@@ -25,22 +26,29 @@ def list_targets(as_json: Json = False) -> None:
     """The targets, the roads to each, their chips and stages."""
     from kir.backend import get_backend, targets
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for target, via in targets():
+        row: dict[str, Any] = {"target": target, "via": via, "archs": [], "stages": []}
+        row["missing"] = None
         try:
             manifest = get_backend(target, via).manifest
         except MissingExtraError as error:
-            rows.append({"target": target, "via": via, "archs": [], "stages": [],
-                         "missing": error.hint or error.message})  # fmt: skip
-            continue
-        rows.append({"target": target, "via": via, "archs": list(manifest.archs[target]),
-                     "stages": list(manifest.stages[target]), "missing": None})  # fmt: skip
+            row["missing"] = error.hint or error.message
+        else:
+            row["archs"] = list(manifest.archs[target])
+            row["stages"] = list(manifest.stages[target])
+        rows.append(row)
     if as_json:
         emit_json(rows)
         return
     shown = [
-        (r["target"], r["via"], " ".join(r["archs"]) or f"needs {r['missing']}", " ".join(r["stages"]))
-        for r in rows
+        (
+            row["target"],
+            row["via"],
+            " ".join(row["archs"]) or f"needs {row['missing']}",
+            " ".join(row["stages"]),
+        )
+        for row in rows
     ]
     table(shown, ("target", "via", "archs", "--emit"))
 
@@ -90,10 +98,8 @@ def _tools() -> list[Finding]:
         path = shutil.which(name)
         found.append(Finding(name, path is not None, path or "", remedy))
     openmp = ctypes.util.find_library("gomp")
-    found.append(
-        Finding("OpenMP (libgomp)", bool(openmp), openmp or "",
-                "spreads `grid` over cores: apt-get install libgomp1")  # fmt: skip
-    )
+    remedy = "spreads `grid` over cores: apt-get install libgomp1"
+    found.append(Finding("OpenMP (libgomp)", bool(openmp), openmp or "", remedy))
     return found
 
 

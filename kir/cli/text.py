@@ -24,7 +24,7 @@ from kir.cli.common import (
     write_output,
 )
 from kir.errors import KirError, UsageError
-from kir.ir import Graph, Kernel
+from kir.ir import Graph, Kernel, Step
 from kir.syntax import format_kernel, format_step
 
 
@@ -48,11 +48,11 @@ def check(
         except KirError as error:  # one bad file does not hide the errors of the next
             errors = [error]
         failed = failed or bool(errors)
-        for error in errors:
-            records.append({"file": str(path), "error": type(error).__name__,
-                            "message": error.message, "hint": error.hint})  # fmt: skip
+        for found in errors:
+            records.append({"file": str(path), "error": type(found).__name__,
+                            "message": found.message, "hint": found.hint})  # fmt: skip
             if not as_json:
-                typer.echo(error.render() + "\n", err=True)
+                typer.echo(found.render() + "\n", err=True)
         if not errors and not as_json:
             typer.echo(f"{path}: ok")
     if as_json:
@@ -133,11 +133,10 @@ def show(
     for k in kernels:
         dims = {n: v for n, v in parse_shape(shape).items() if n in {d.name for d in k.dims}}
         k = specialise(k, dims) if dims or stage != "spec" else k
-        if stage == "spec":
-            steps = ()
-        elif stage == "loops":
-            steps = () if is_scheduled(k) else LOOPS
-        else:
+        steps: tuple[Step, ...] = ()
+        if stage == "loops" and not is_scheduled(k):
+            steps = LOOPS
+        elif stage == "scheduled":
             steps = choose_steps(k, Target(target, via, arch), schedule, module)
         versions = [format_kernel(k)]
         versions += [format_kernel(after) for _, after in replay(k, steps)]
