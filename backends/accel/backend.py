@@ -13,11 +13,13 @@ import numpy as np
 
 from kir.backend import Arrays, Artifact, Backend, Executable, Manifest
 from kir.backends.accel import emit, simulator, toolchain
-from kir.backends.accel.machine import find, known
+from kir.backends.accel.machine import Machine, find, known
 from kir.backends.accel.program import Program, program
 from kir.dtypes import DTYPES
-from kir.errors import InputDataError, MissingHardwareError, UsageError
+from kir.errors import InputDataError, MissingHardwareError, UnsupportedError, UsageError
 from kir.ir import Kernel, Param, Step
+from kir.plan.accel import Chip, plain, plan
+from kir.rewrites import replay
 from kir.specialise import evaluate, infer_dims
 from kir.syntax import format_expr
 
@@ -38,9 +40,13 @@ class AccelBackend(Backend):
     )
 
     def default_schedule(self, kernel: Kernel, target: str, arch: str) -> tuple[Step, ...]:
-        from kir.plan.accel import plan
-
-        return plan(kernel, arch)
+        machine = find(arch)
+        steps = plan(kernel, chip(machine))
+        try:
+            program(replay(kernel, steps)[-1][1], machine)
+        except UnsupportedError:
+            return plain(kernel)
+        return steps
 
     def lower(self, kernel: Kernel, target: str, arch: str, stage: str | None = None) -> Artifact:
         if stage is not None and stage not in STAGES:
@@ -58,6 +64,16 @@ class AccelBackend(Backend):
 
     def load(self, artifact: Artifact) -> Executable:
         return Simulation(artifact)
+
+
+def chip(machine: Machine) -> Chip:
+    """What the default schedule has to know of a machine."""
+    return Chip(
+        engines=tuple((x.a.name, x.b.name, x.acc.name, x.m, x.n, x.k) for x in machine.matrix),
+        local_bytes=machine.local.bytes,
+        alignment=machine.dma.alignment,
+        lanes=max(8, machine.core.vector_bits // 8),
+    )
 
 
 def _launch(made: Program) -> dict[str, Any]:
