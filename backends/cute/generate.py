@@ -29,14 +29,13 @@ from kir.backends.cute.nests import (
     Placement,
     Product,
     name_of,
-    program_level,
     reads_memory,
     refuse,
     static,
     variables,
     warp_grid,
 )
-from kir.dtypes import DType, bool_, i64
+from kir.dtypes import DType, i64
 from kir.errors import UnsupportedError
 from kir.ir import (
     Axis,
