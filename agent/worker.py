@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kir.agent.evaluate import Problem
     from kir.backend import Executable
-    from kir.ir import Kernel
+    from kir.interpret import Bounded
+    from kir.ir import Kernel, Step
 
 Request = dict[str, Any]
 Reply = dict[str, Any]
@@ -90,7 +91,7 @@ def prepare(problem: Problem, path: Path) -> Reply:
 
     spec = specialised(problem)
     expected = oracle(spec, random_inputs(spec, {}, problem.seed), {})
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, bounded in expected.items():
         arrays[f"value:{name}"], arrays[f"bound:{name}"] = bounded.value, bounded.bound
     unfinished = path.with_name("expected.part.npz")
@@ -124,7 +125,7 @@ def evaluate(problem: Problem, derivation: str, expected: str, repeats: int) -> 
     }
 
 
-def compiled(problem: Problem, spec: Kernel, steps: Any) -> Executable:
+def compiled(problem: Problem, spec: Kernel, steps: tuple[Step, ...]) -> Executable:
     """The variant, checked and loaded; KirError where the checker or the backend refuses it."""
     from kir.pipeline import Target, lower
 
@@ -163,6 +164,8 @@ def run_and_compare(
     """What is wrong with the candidate's outputs or with what it did to its inputs; "" if right."""
     import numpy as np
 
+    from kir.interpret import Bounded
+
     before = {name: array.copy() for name, array in inputs.items()}
     for array in outputs.values():
         poison(array)
@@ -170,33 +173,30 @@ def run_and_compare(
     for name, array in inputs.items():
         if array.tobytes() != before[name].tobytes():
             return f"it wrote to its input `{name}`"
-    with np.load(expected, allow_pickle=False) as wanted:
-        for name, got in outputs.items():
-            mistake = mismatch(got, wanted[f"value:{name}"], wanted[f"bound:{name}"])
+    with np.load(expected, allow_pickle=False) as file:
+        for p in spec.outputs:
+            wanted = Bounded(file[f"value:{p.name}"], file[f"bound:{p.name}"], p.type)
+            mistake = mismatch(wanted, outputs[p.name])
             if mistake:
-                return f"`{name}` {mistake}"
+                return f"`{p.name}` {mistake}"
     return ""
 
 
-def mismatch(got: Any, value: Any, bound: Any) -> str:
+def mismatch(wanted: Bounded, got: Any) -> str:
     """Where an output is further from the oracle's value than its bound, in words; "" if nowhere.
 
     An infinite bound excuses its element, but not all of them: that would verify nothing.
     """
     import numpy as np
 
-    wide = got.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        right = (np.abs(wide - value) <= bound) | (wide == value) | np.isinf(bound)
-    right |= np.isnan(wide) & np.isnan(value)
-    if not right.all():
-        at = tuple(int(k) for k in np.argwhere(~right)[0])
-        count = int((~right).sum())
+    wrong = ~wanted.accepts(got)
+    if wrong.any():
+        at = tuple(int(k) for k in np.argwhere(wrong)[0])
         return (
-            f"is wrong in {count} of {right.size} elements: at {list(at)} it is {wide[at]:.9g}, "
-            f"not {value[at]:.9g} within {bound[at]:.3g}"
+            f"is wrong in {int(wrong.sum())} of {wrong.size} elements: at {list(at)} it is "
+            f"{got[at]}, not {wanted.value[at]} within {wanted.bound[at]:.3g}"
         )
-    if right.size and np.isinf(bound).all():
+    if got.size and np.isinf(wanted.bound).all():
         return "cannot be verified: the oracle bounds none of its elements"
     return ""
 

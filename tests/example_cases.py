@@ -22,7 +22,7 @@ Reference = Callable[[dict[str, Array], Dims], dict[str, Array]]
 Maker = Callable[[np.random.Generator, tuple[int, ...], Dims], Array]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One example: `path` under examples/, what to call in it, and how to judge it.
 
