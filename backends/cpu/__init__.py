@@ -1,0 +1,95 @@
+"""The target `cpu`: LLVM through llvmlite, just in time and ahead of time."""
+
+from __future__ import annotations
+
+from kir.backend import Artifact, Backend, Executable, Manifest
+from kir.backends.cpu import cache, library
+from kir.backends.cpu.archs import ARCHS, machine_of, require_host
+from kir.backends.cpu.executable import CpuExecutable
+from kir.backends.cpu.native import has_openmp
+from kir.backends.llvm import Machine, emit
+from kir.backends.llvm.compile import compile_text, versions
+from kir.dtypes import DTYPES
+from kir.errors import UsageError
+from kir.ir import Kernel, Step
+from kir.syntax import format_kernel
+
+STAGES = ("llvm", "asm", "obj", "header", "so")
+DEFAULT_STAGES = ("llvm", "asm", "obj")
+FORMAT = 1
+"""Of the emitter's output: raised with every change that cached code must not outlive."""
+
+
+class CpuBackend(Backend):
+    """The manifest and the road; see `archs` for the machines, `executable` for calls."""
+
+    manifest = Manifest(
+        name="llvm",
+        targets=("cpu",),
+        archs={"cpu": ARCHS},
+        stages={"cpu": STAGES},
+        dtypes={"cpu": tuple(DTYPES.values())},
+    )
+
+    def default_schedule(self, kernel: Kernel, target: str, arch: str) -> tuple[Step, ...]:
+        from kir.plan.cpu import plan
+
+        return plan(kernel, vector_bits=machine_of(arch).vector_bits)
+
+    def lower(self, kernel: Kernel, target: str, arch: str, stage: str | None = None) -> Artifact:
+        """Compile scheduled IR. Without `stage`: LLVM IR, assembly and object; a shared library
+        and its header are made on request, since they need the system's C compiler."""
+        if stage is not None and stage not in STAGES:
+            raise UsageError(f"cpu has no stage `{stage}`", hint="it has: " + ", ".join(STAGES))
+        parallel = has_openmp()
+        machine = machine_of(arch, parallel)
+        emitted = emit(kernel, machine)
+        stages: dict[str, str | bytes] = {}
+        for name, data in self._compiled(kernel, machine, emitted.text).items():
+            stages[name] = data if name == "obj" else data.decode()
+        if stage == "header":
+            stages["header"] = library.header(kernel)
+        if stage == "so":
+            obj = stages["obj"]
+            assert isinstance(obj, bytes)
+            stages["so"] = library.shared_library(obj, parallel and b"GOMP_parallel" in obj)
+        threads = "libgomp" if parallel else "none: libgomp.so.1 is missing, grids run in order"
+        launch = {
+            "symbol": emitted.symbol,
+            "arguments": [p.name for p in kernel.params] + [d.name for d in kernel.dims],
+            "triple": machine.triple,
+            "cpu": machine.cpu,
+        }
+        report = {"regions": emitted.regions, "threads": threads, "vector_bits": machine.vector_bits}
+        return Artifact(kernel, target, arch, stages, launch, report)
+
+    def _compiled(self, kernel: Kernel, machine: Machine, text: str) -> dict[str, bytes]:
+        """llvm, asm and obj, from the cache where they are there."""
+        parts = {
+            "format": FORMAT,
+            "kernel": format_kernel(kernel),
+            "text": text,
+            "machine": repr(machine),
+            "versions": versions(),
+        }
+        key = cache.key_of(parts)
+        found = cache.load(key)
+        if found is not None:
+            return found
+        made = compile_text(text, machine)
+        stages = {"llvm": made.llvm.encode(), "asm": made.asm.encode(), "obj": made.obj}
+        cache.save(key, stages)
+        return stages
+
+    def load(self, artifact: Artifact) -> Executable:
+        """Link the object into this process; MissingHardwareError for a foreign arch."""
+        require_host(artifact.arch)
+        return CpuExecutable(artifact)
+
+    def with_threads(self, artifact: Artifact, threads: int) -> Executable:
+        """As `load`, with a fixed number of threads."""
+        require_host(artifact.arch)
+        return CpuExecutable(artifact, threads)
+
+
+BACKEND = CpuBackend()

@@ -1,0 +1,60 @@
+"""The chips of the target `cpu`, as machines of the LLVM emitter."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from kir.backends.llvm import Machine
+from kir.backends.llvm.compile import host
+from kir.errors import MissingHardwareError, UnsupportedError
+
+STREAM_BYTES = 1 << 25
+"""Outputs from this size on bypass the cache where the schedule says `hint(stream = 1)`."""
+
+X86 = "x86_64-unknown-linux-gnu"
+NAMED = {
+    "x86-64-v3": ("x86-64-v3", 256, ("avx2", "fma", "f16c", "bmi2")),
+    "x86-64-v4": ("x86-64-v4", 512, ("avx512f", "avx512vl", "avx512bw", "avx512dq")),
+    "sapphirerapids": ("sapphirerapids", 512, ("avx512f", "avx512bf16", "amx-tile")),
+}
+"""arch -> LLVM's name of the CPU, its vector bits, features that a host needs to run its code."""
+ARCHS = ("native", *NAMED)
+
+
+@lru_cache(maxsize=1)
+def host_features() -> frozenset[str]:
+    return frozenset(f[1:] for f in host()[2].split(",") if f.startswith("+"))
+
+
+@lru_cache(maxsize=16)
+def machine_of(arch: str, parallel: bool = True) -> Machine:
+    """The machine of an arch; UnsupportedError for an unknown one. Without `parallel`, `grid`
+    is a plain loop (where there is no libgomp to link)."""
+    grid = "gomp" if parallel else "sequential"
+    if arch in NAMED:
+        cpu, bits, _ = NAMED[arch]
+        return Machine(X86, cpu, "", bits, half=True, fma=True, grid=grid,
+                       stream_bytes=STREAM_BYTES, stream_fence="llvm.x86.sse.sfence")  # fmt: skip
+    if arch != "native":
+        raise UnsupportedError(f"cpu has no arch `{arch}`", hint="it has: " + ", ".join(ARCHS))
+    triple, cpu, features = host()
+    have = host_features()
+    if triple.startswith("x86_64"):
+        bits = 512 if "avx512f" in have else 256 if "avx2" in have else 128
+        return Machine(triple, cpu, features, bits, half="f16c" in have, fma="fma" in have,
+                       grid=grid, stream_bytes=STREAM_BYTES,
+                       stream_fence="llvm.x86.sse.sfence")  # fmt: skip
+    arm = triple.startswith("aarch64")
+    return Machine(triple, cpu, features, 128, half=arm, fma=arm, grid=grid)
+
+
+def require_host(arch: str) -> None:
+    """MissingHardwareError unless this machine can run code made for `arch`."""
+    if arch == "native":
+        return
+    lacking = [f for f in NAMED[arch][2] if f not in host_features()]
+    if lacking:
+        raise MissingHardwareError(
+            f"this machine cannot run code for {arch}: it lacks {', '.join(lacking)}",
+            hint="compile for `native` to run here",
+        )

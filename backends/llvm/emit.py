@@ -1,0 +1,640 @@
+"""Scheduled IR to LLVM IR: one exported function for a kernel, one internal one for each top-level
+`grid` nest.
+
+`i32 kir_<kernel>(pointers of inputs and outputs, i64 dims, i32 threads)` returns 0. A `grid` nest
+is flattened into one range of iterations, which `Machine.grid` says how to spread. Of a nest of
+`tile` loops one axis becomes the lanes of vectors and the others are unrolled. All else is loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from kir.backends.llvm.affine import (
+    coefficient,
+    conjuncts,
+    mentions,
+    names,
+    product,
+    reads_memory,
+    worst_case,
+)
+from kir.backends.llvm.builder import Builder, Module, V, integer
+from kir.backends.llvm.machine import Machine
+from kir.backends.llvm.memory import Accesses, Lane, Scope, Tensor
+from kir.backends.llvm.scalars import memory
+from kir.errors import UnsupportedError
+from kir.ir import (
+    Buffer,
+    Const,
+    Define,
+    Expr,
+    If,
+    Kernel,
+    Loop,
+    Node,
+    Param,
+    Read,
+    Reduce,
+    Stmt,
+    Store,
+    const,
+    walk,
+)
+
+MAX_LANES = 64
+UNROLL_LIMIT = 32
+"""Copies of a tile's body; beyond it, outer axes become loops."""
+EXPLICIT_UNROLL_LIMIT = 256
+PADDING = MAX_LANES
+"""Elements after each private buffer, so that whole vectors may be read at its end."""
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """LLVM IR as text, the exported symbol, and what was decided on the way."""
+
+    text: str
+    symbol: str
+    regions: int
+
+
+def emit(kernel: Kernel, machine: Machine) -> Emitted:
+    """LLVM IR of a scheduled kernel; UnsupportedError where a construct has no lowering."""
+    for node in walk(kernel):
+        if isinstance(node, Define | Reduce):
+            raise UnsupportedError(
+                f"`{kernel.name}` is a specification, not a schedule",
+                hint="apply the rewrite `loops` first",
+                kernel=kernel,
+                node=node,
+            )
+    try:
+        return KernelEmitter(kernel, machine).run()
+    except UnsupportedError as error:
+        raise error.at(kernel=kernel) from None
+
+
+def symbol_of(kernel: Kernel) -> str:
+    return f"kir_{kernel.name}"
+
+
+class KernelEmitter:
+    """One module: the entry function and, made on the way, the parallel regions."""
+
+    def __init__(self, kernel: Kernel, machine: Machine) -> None:
+        self.kernel, self.machine = kernel, machine
+        self.module = Module(machine.triple)
+        self.symbol = symbol_of(kernel)
+        self.regions = 0
+
+    def run(self) -> Emitted:
+        b = Builder(self.module)
+        scope = Scope()
+        arguments = []
+        for p in self.kernel.params:
+            pointer = V(f"%p.{p.name}", "ptr")
+            output = p in self.kernel.outputs
+            scope.tensors[p.name] = Tensor(pointer, p.type, p.shape, output=output)
+            arguments.append(f"ptr noalias{'' if output else ' readonly'} {pointer.ref}")
+        for d in self.kernel.dims:
+            known = d.default is not None
+            scope.values[d.name] = integer(d.default or 0) if known else V(f"%d.{d.name}", "i64")
+            arguments.append(f"i64 %d.{d.name}")
+        arguments.append("i32 %threads")
+        code = Code(self, b, scope, top=True)
+        code.block(self.kernel.body)
+        head = f"define i32 @{self.symbol}({', '.join(arguments)})"
+        b.define(head, "nounwind", "ret i32 0")
+        return Emitted(self.module.text(), self.symbol, self.regions)
+
+
+class Code:
+    """Statements of one function. `top`: not inside a parallel region, so `grid` makes one."""
+
+    def __init__(self, owner: KernelEmitter, b: Builder, scope: Scope, top: bool) -> None:
+        self.owner, self.machine, self.b, self.scope, self.top = owner, owner.machine, b, scope, top
+        self.access = Accesses(b, owner.machine, scope)
+        self.fixed = {n: v for n, v in scope.values.items()}
+        """Values known at the function's entry."""
+
+    # --- statements
+
+    def block(self, body: Sequence[Stmt]) -> None:
+        """Statements in order; buffers made here leave the scope, and memory, at the end."""
+        before, freed = dict(self.scope.tensors), []
+        for s in body:
+            pointer = self.statement(s)
+            if pointer is not None:
+                freed.append(pointer)
+        for pointer in reversed(freed):
+            self._free(pointer)
+        self.scope.tensors.clear()
+        self.scope.tensors.update(before)
+
+    def statement(self, s: Stmt) -> V | None:
+        try:
+            if isinstance(s, Buffer):
+                return self._buffer(s)
+            if isinstance(s, Store):
+                self.access.store(s)
+            elif isinstance(s, If):
+                with self.where([s.condition]):
+                    self.block(s.body)
+            elif isinstance(s, Loop):
+                self._loop(s)
+            return None
+        except UnsupportedError as error:
+            raise error.at(node=s) from None
+
+    @contextmanager
+    def where(self, conditions: Sequence[Expr]) -> Iterator[None]:
+        """Code under conditions: uniform ones branch, others narrow the mask of the lanes.
+
+        They are met in order, so a condition that reads memory is read only where all before it
+        hold. Code under a mask runs only where some lane does.
+        """
+        parts = [c for e in conditions for c in conjuncts(e)]
+        if not parts:
+            yield
+            return
+        late = next((k for k, c in enumerate(parts) if k and reads_memory(c)), len(parts))
+        now, then = parts[:late], parts[late:]
+        values = [self.access.value(c) for c in now]
+        uniform = self.b.logical_and([v for v in values if not v.lanes])
+        lanes = [v for v in values if v.lanes]
+        outer = self.scope.mask
+        with self.b.when(uniform):
+            mask = self.b.logical_and(([outer] if outer is not None and lanes else []) + lanes)
+            with self.b.when(self.b.any(mask) if mask is not None else None):
+                self.scope.mask = mask if mask is not None else outer
+                with self.where(then):
+                    yield
+                self.scope.mask = outer
+
+    # --- buffers
+
+    def _buffer(self, s: Buffer) -> V | None:
+        """Declare and initialise; gives the heap pointer to free at the block's end, if any."""
+        lane = self.scope.lane
+        lanes = lane.count if lane is not None else 0
+        freed = None
+        shape = [n.value if isinstance(n, Const) else None for n in s.shape]
+        count: int | None = max(1, lanes)
+        for n in shape:
+            count = None if count is None or n is None else count * int(n)
+        small = count is not None and count * s.type.bytes <= self.machine.stack_bytes
+        if count is not None and small and s.space != "global":
+            pointer = self.b.alloca(memory(s.type), count + PADDING, 64)
+        else:
+            pointer, freed = self._scratch(s, max(1, lanes))
+        padded = s.space != "global"
+        tensor = Tensor(pointer, s.type, s.shape, padded=padded, lanes=lanes)
+        self.scope.tensors[s.name] = tensor
+        if s.init is not None:
+            self._initialise(s, tensor, count, max(1, lanes))
+        return freed
+
+    def _scratch(self, s: Buffer, lanes: int) -> tuple[V, V | None]:
+        """Memory of run-time size: made at the function's entry where its size is known there."""
+        size = [const(s.type.bytes * lanes), *s.shape]
+        hoisted = all(
+            name in self.fixed for e in s.shape for name in names(e)
+        ) and not any(reads_memory(e) for e in s.shape)
+        if not hoisted:
+            pointer = self._allocate(self.access.uniform(product(size)))
+            return pointer, pointer
+        with self.b.in_prologue():
+            pointer = self._allocate(self.access.uniform(product(size)))
+        self._release(pointer, self.b.epilogue)
+        return pointer, None
+
+    def _allocate(self, size: V) -> V:
+        b = self.b
+        if self.machine.local == "arena":
+            return b.call("kir_local_alloc", "ptr", 0, size, attributes="nounwind")
+        extra = integer(PADDING * 8 + 63)
+        rounded = b.op("and", b.op("add", size, extra), integer(-64))
+        inner = "kir.allocate"
+        if inner not in b.module.made:
+            b.module.made.add(inner)
+            b.module.declare("aligned_alloc", "noalias ptr", ["i64", "i64"], "nounwind")
+            b.module.declare("abort", "void", [], "noreturn nounwind")
+            b.module.functions.append(ALLOCATE)
+        return b.emit(f"call noalias ptr @{inner}(i64 {rounded.ref})", "ptr")
+
+    def _free(self, pointer: V) -> None:
+        self._release(pointer, self.b.lines)
+
+    def _release(self, pointer: V, lines: list[str]) -> None:
+        name = "kir_local_free" if self.machine.local == "arena" else "free"
+        self.b.module.declare(name, "void", ["ptr"], "nounwind")
+        lines.append(f"  call void @{name}({pointer})")
+
+    def _initialise(self, s: Buffer, t: Tensor, count: int | None, lanes: int) -> None:
+        assert s.init is not None
+        b = self.b
+        value = self.access.scalars.to_memory(self.access.value(s.init), s.type)
+        ty, width = memory(s.type), lanes
+        if count is not None and not value.lanes:
+            last = s.shape[-1] if s.shape else None
+            if isinstance(last, Const) and 0 < int(last.value) * lanes <= MAX_LANES:
+                width = int(last.value) * lanes
+        if count is not None and count // width <= EXPLICIT_UNROLL_LIMIT:
+            row = b.splat(value, width if width > 1 or lanes > 1 or t.lanes else 0)
+            for k in range(0, count, width):
+                b.store(row, b.gep(t.pointer, ty, integer(k)), s.type.bytes)
+            return
+        with b.loop(integer(0), self.access.uniform(product(list(s.shape)))) as k:
+            start = b.op("mul", k, integer(lanes))
+            row = b.splat(value, lanes if t.lanes else 0)
+            b.store(row, b.gep(t.pointer, ty, start), s.type.bytes)
+
+    # --- loops
+
+    def _loop(self, s: Loop) -> None:
+        if s.kind == "grid" and self.top and self.scope.lane is None:
+            Region(self, s).write()
+        elif s.kind == "tile":
+            self._tile(s)
+        elif s.kind == "unroll" and _extent(s) is not None:
+            self._unrolled(s)
+        else:
+            self._counted(s)
+
+    def _counted(self, s: Loop) -> None:
+        end = self.access.value(s.axis.extent)
+        if end.lanes:
+            raise UnsupportedError("the extent of a loop differs from lane to lane", node=s)
+        with self.b.loop(integer(0), end) as index, self.bound(s, index), self.where(s.where):
+            self.block(s.body)
+
+    def _unrolled(self, s: Loop) -> None:
+        extent = _extent(s)
+        if extent is None or extent > EXPLICIT_UNROLL_LIMIT:
+            self._counted(s)
+            return
+        for k in range(extent):
+            with self.bound(s, integer(k)), self.where(s.where):
+                self.block(s.body)
+
+    @contextmanager
+    def bound(self, s: Loop, index: V) -> Iterator[None]:
+        """The loop's index stands for `index`."""
+        name = s.axis.name
+        self.scope.values[name] = index
+        self.scope.extents[name] = _extent(s)
+        yield
+        del self.scope.values[name], self.scope.extents[name]
+
+    # --- tiles
+
+    def _tile(self, s: Loop) -> None:
+        """A nest of tiles: with a test in front that all of it is inside, where that can be."""
+        nest = [s]
+        while len(nest[-1].body) == 1 and _is_tile(nest[-1].body[0]) and not nest[-1].where:
+            nest.append(nest[-1].body[0])  # type: ignore[arg-type]
+        extents = [_extent(n) for n in nest]
+        if None in extents:
+            raise UnsupportedError("a `tile` needs a constant extent", node=s)
+        if any(_is_tile(n) for x in nest[-1].body for n in walk(x)) or self.scope.lane is not None:
+            self._outer_tiles(nest, 0)
+            return
+        lane = self._choose_lane(nest)
+        where = nest[-1].where
+        box = {n.axis.name: e for n, e in zip(nest, extents, strict=True) if e is not None}
+        corners = [worst_case(c, box) for e in where for c in conjuncts(e)]
+        tests = [c for c in corners if c is not None]
+        if not where or len(tests) != len(corners) or any(reads_memory(c) for c in tests):
+            self._nest(nest, lane, where)
+            return
+        full = self.b.logical_and([self.access.value(c) for c in tests])
+        if full is None or full.constant == 0:
+            self._nest(nest, lane, () if full is None else where)
+            return
+        fast, slow, done = (self.b.fresh(x) for x in ("full", "partial", "tiled"))
+        self.b.branch(full, fast, slow)
+        self.b.label(fast)
+        self._nest(nest, lane, ())
+        self.b.jump(done)
+        self.b.label(slow)
+        self._nest(nest, lane, where)
+        self.b.jump(done)
+        self.b.label(done)
+
+    def _outer_tiles(self, nest: list[Loop], at: int) -> None:
+        """Tiles around other tiles: loops, unrolled where small."""
+        if at == len(nest):
+            self.block(nest[-1].body)
+            return
+        s = nest[at]
+        rest = Loop("for", s.axis, s.where, s.body, s.hints)
+        extent = _extent(s) or 0
+        if extent > UNROLL_LIMIT:
+            with self.b.loop(integer(0), integer(extent)) as i, self.bound(s, i):
+                with self.where(rest.where):
+                    self._outer_tiles(nest, at + 1)
+            return
+        for k in range(extent):
+            with self.bound(s, integer(k)), self.where(rest.where):
+                self._outer_tiles(nest, at + 1)
+
+    def _choose_lane(self, nest: list[Loop]) -> int | None:
+        """The axis to spread over lanes: that of most unit steps; the innermost of equals. None
+        where a loop inside has an extent that differs from lane to lane."""
+        best, best_score = None, -(10**6)
+        for k, s in enumerate(nest):
+            name = s.axis.name
+            if any(_extent_mentions(x, name) for x in nest[-1].body):
+                continue
+            score = sum(self._lane_score(n, name) for x in nest[-1].body for n in walk(x))
+            if (_extent(s) or 0) < 4:
+                score -= 8
+            if score >= best_score:
+                best, best_score = k, score
+        return best
+
+    def _lane_score(self, node: Node, name: str) -> int:
+        if not isinstance(node, Read | Store):
+            return 0
+        steps = [coefficient(i, name) for i in node.indices]
+        if all(step == 0 for step in steps):
+            return -2 if isinstance(node, Store) else 1
+        return 2 if steps[-1] == 1 and all(step == 0 for step in steps[:-1]) else -3
+
+    def _nest(self, nest: list[Loop], lane: int | None, where: Sequence[Expr]) -> None:
+        outer = [s for k, s in enumerate(nest) if k != lane]
+        copies, unrolled = 1, 0
+        for s in reversed(outer):
+            if copies * max(1, _extent(s) or 0) > UNROLL_LIMIT or lane is None:
+                break
+            copies *= max(1, _extent(s) or 0)
+            unrolled += 1
+        loops = len(outer) - unrolled
+
+        def level(k: int) -> None:
+            if k == len(outer):
+                if lane is None:
+                    with self.where(where):
+                        self.block(nest[-1].body)
+                else:
+                    self._lanes(nest[lane], nest[-1].body, where)
+            elif k < loops:
+                end = integer(_extent(outer[k]) or 0)
+                with self.b.loop(integer(0), end) as index, self.bound(outer[k], index):
+                    level(k + 1)
+            else:
+                for i in range(_extent(outer[k]) or 0):
+                    with self.bound(outer[k], integer(i)):
+                        level(k + 1)
+
+        level(0)
+
+    def _lanes(self, s: Loop, body: Sequence[Stmt], where: Sequence[Expr]) -> None:
+        """One tile axis as vectors: strips of equal width, and a narrower last one."""
+        extent = _extent(s) or 0
+        width = min(extent, self._strip(body, extent))
+        if width == 0:
+            return
+        strips = extent // width
+        if strips == 1:
+            self._strip_of_lanes(s, body, where, integer(0), width)
+        else:
+            with self.b.loop(integer(0), integer(strips)) as k:
+                start = self.b.op("mul nsw", k, integer(width))
+                self._strip_of_lanes(s, body, where, start, width)
+        if extent % width:
+            start = integer(strips * width)
+            self._strip_of_lanes(s, body, where, start, extent % width)
+
+    def _strip(self, body: Sequence[Stmt], extent: int) -> int:
+        """Lanes of a vector: the whole axis up to MAX_LANES, else four registers of f32."""
+        return extent if extent <= MAX_LANES else max(8, self.machine.vector_bits // 8)
+
+    def _strip_of_lanes(
+        self, s: Loop, body: Sequence[Stmt], where: Sequence[Expr], start: V, count: int
+    ) -> None:
+        scope, name = self.scope, s.axis.name
+        scope.lane = Lane(name, start, count)
+        scope.extents[name], scope.factors[name] = _extent(s), count
+        with self.where(where):
+            self.block(body)
+        scope.lane = None
+        del scope.extents[name], scope.factors[name]
+
+
+class Region:
+    """A top-level `grid` nest: a function of a range of its iterations, and the call of it."""
+
+    def __init__(self, code: Code, s: Loop) -> None:
+        self.code, self.owner, self.b = code, code.owner, code.b
+        nest = [s]
+        while len(nest[-1].body) == 1 and self._continues(nest):
+            nest.append(nest[-1].body[0])  # type: ignore[arg-type]
+        self.nest = nest
+        self.tensors = dict(code.scope.tensors)
+        self.values = {n: v for n, v in code.scope.values.items() if v.constant is None}
+        self.name = f"{self.owner.symbol}.grid{self.owner.regions}"
+        self.owner.regions += 1
+
+    def _continues(self, nest: list[Loop]) -> bool:
+        inner = nest[-1].body[0]
+        return (
+            isinstance(inner, Loop)
+            and inner.kind == "grid"
+            and not any(mentions(inner.axis.extent, s.axis.name) for s in nest)
+            and not reads_memory(inner.axis.extent)
+        )
+
+    def write(self) -> None:
+        code, b = self.code, self.b
+        total = code.access.uniform(product([s.axis.extent for s in self.nest]))
+        streams = self.owner.machine.stream_bytes > 0 and any(
+            ("stream", 1) in n.hints for s in self.nest for n in walk(s) if isinstance(n, Loop)
+        )
+        self._function(self.name, stream=False)
+        if not streams:
+            self._launch(self.name, total)
+            return
+        self._function(self.name + ".stream", stream=True)
+        large, small, done = b.fresh("large"), b.fresh("small"), b.fresh("launched")
+        b.branch(self._streaming(), large, small)
+        b.label(large)
+        self._launch(self.name + ".stream", total)
+        b.jump(done)
+        b.label(small)
+        self._launch(self.name, total)
+        b.jump(done)
+        b.label(done)
+
+    def _streaming(self) -> V:
+        """Whether the outputs are aligned for streaming stores and larger than the cache."""
+        code, b = self.code, self.b
+        size = integer(0)
+        aligned: list[V] = []
+        for p in self.owner.kernel.outputs:
+            t = code.scope.tensors[p.name]
+            size = b.op("add", size, code.access.uniform(_bytes(p)))
+            places = [b.emit(f"ptrtoint {t.pointer} to i64", "i64")]
+            if len(p.shape) > 1:
+                row = code.access.uniform(p.shape[-1])
+                places.append(b.op("mul", row, integer(p.type.bytes)))
+            for place in places:
+                low = b.op("and", place, integer(15))
+                aligned.append(b.icmp("eq", low, integer(0)))
+        limit = integer(self.owner.machine.stream_bytes)
+        test = b.logical_and([b.icmp("sge", size, limit), *aligned])
+        return test if test is not None else integer(1, "i1")
+
+    # --- the function of a range
+
+    def _arguments(self) -> list[str]:
+        pointers = [f"ptr noalias %p.{n}" for n in self.tensors]
+        return pointers + [f"i64 %d.{n}" for n in self.values]
+
+    def _function(self, name: str, stream: bool) -> None:
+        outside = self.code.scope
+        b = Builder(self.owner.module)
+        scope = Scope(stream=stream)
+        scope.values = {n: v for n, v in outside.values.items() if v.constant is not None}
+        scope.values.update({n: V(f"%d.{n}", "i64") for n in self.values})
+        scope.tensors = {
+            n: replace(t, pointer=V(f"%p.{n}", "ptr"), outer=True) for n, t in self.tensors.items()
+        }
+        scope.grid = tuple(s.axis.name for s in self.nest)
+        inside = Code(self.owner, b, scope, top=False)
+        with b.loop(V("%begin", "i64"), V("%end", "i64")) as flat:
+            self._iteration(inside, flat, len(self.nest) - 1)
+        if stream and self.owner.machine.stream_fence:
+            b.call(self.owner.machine.stream_fence, "void", 0)
+        arguments = ", ".join([*self._arguments(), "i64 %begin", "i64 %end"])
+        b.define(f"define internal void @{name}({arguments})", "nounwind")
+
+    def _iteration(self, code: Code, flat: V, level: int) -> None:
+        """Recover the axes' indices, innermost first, then run the body under all conditions."""
+        s, b = self.nest[level], code.b
+        if level == 0:
+            indices = [flat]
+        else:
+            extent = code.access.uniform(s.axis.extent)
+            index = b.op("urem", flat, extent)
+            flat = b.op("udiv", flat, extent)
+            indices = [index]
+        with code.bound(s, indices[0]):
+            if level:
+                self._iteration(code, flat, level - 1)
+            else:
+                with code.where([c for n in self.nest for c in n.where]):
+                    code.block(self.nest[-1].body)
+
+    # --- the call
+
+    def _launch(self, name: str, total: V) -> None:
+        if self.owner.machine.grid == "sequential":
+            listed = [str(t.pointer) for t in self.tensors.values()]
+            listed += [str(v) for v in self.values.values()]
+            self.b.line(f"call void @{name}({', '.join([*listed, 'i64 0', str(total)])})")
+            return
+        context = self._context(total)
+        if self.owner.machine.grid == "range":
+            self._range_thread(name)
+            self.b.call("kir_parallel", "void", 0, V(f"@{name}.thread", "ptr"), context, total)
+            return
+        self._dynamic_thread(name)
+        b = self.b
+        one = b.icmp("slt", total, integer(2))
+        threads = b.select(one, integer(1, "i32"), V("%threads", "i32"))
+        thread = V(f"@{name}.thread", "ptr")
+        alone, many, done = b.fresh("alone"), b.fresh("many"), b.fresh("joined")
+        b.branch(b.icmp("eq", threads, integer(1, "i32")), alone, many)
+        b.label(alone)
+        b.line(f"call void @{name}.share({context}, i64 0, {total})")
+        b.jump(done)
+        b.label(many)
+        b.call("GOMP_parallel", "void", 0, thread, context, threads, integer(0, "i32"))
+        b.jump(done)
+        b.label(done)
+
+    def _context(self, total: V) -> V:
+        """What threads share: the next iteration, the number of all, then pointers and values."""
+        b = self.b
+        context = b.alloca("i64", 2 + len(self.tensors) + len(self.values), 64)
+        slots = [integer(0), total, *(t.pointer for t in self.tensors.values())]
+        for k, v in enumerate([*slots, *self.values.values()]):
+            b.store(v, b.gep(context, "i64", integer(k)), 8)
+        return context
+
+    def _share(self, name: str) -> str:
+        """A function that runs a range from a context."""
+        b = Builder(self.owner.module)
+        loaded = []
+        kinds = ["ptr"] * len(self.tensors) + ["i64"] * len(self.values)
+        for k, ty in enumerate(kinds):
+            loaded.append(b.load(b.gep(V("%context", "ptr"), "i64", integer(k + 2)), ty, 0, 8))
+        b.line(f"call void @{name}({', '.join([*map(str, loaded), 'i64 %begin', 'i64 %end'])})")
+        head = f"define internal void @{name}.share(ptr %context, i64 %begin, i64 %end)"
+        b.define(head, "nounwind")
+        return f"{name}.share"
+
+    def _range_thread(self, name: str) -> None:
+        share = self._share(name)
+        b = Builder(self.owner.module)
+        b.line(f"call void @{share}(ptr %context, i64 %begin, i64 %end)")
+        b.define(f"define void @{name}.thread(ptr %context, i64 %begin, i64 %end)", "nounwind")
+
+    def _dynamic_thread(self, name: str) -> None:
+        """What each thread runs: chunks, an eighth of its part each, until none is left."""
+        share = self._share(name)
+        b = Builder(self.owner.module)
+        context = V("%context", "ptr")
+        total = b.load(b.gep(context, "i64", integer(1)), "i64", 0, 8)
+        threads = b.convert("sext", b.call("omp_get_num_threads", "i32", 0), "i64")
+        part = b.op("sdiv", total, b.op("mul", threads, integer(8)))
+        chunk = b.intrinsic("llvm.smax", part, integer(1))
+        again, work, done = b.fresh("again"), b.fresh("work"), b.fresh("done")
+        b.jump(again)
+        b.label(again)
+        begin = b.emit(f"atomicrmw add {context}, {chunk} monotonic", "i64")
+        b.branch(b.icmp("slt", begin, total), work, done)
+        b.label(work)
+        end = b.intrinsic("llvm.smin", b.op("add", begin, chunk), total)
+        b.line(f"call void @{share}({context}, {begin}, {end})")
+        b.jump(again)
+        b.label(done)
+        b.define(f"define internal void @{name}.thread(ptr %context)", "nounwind")
+
+
+ALLOCATE = """define internal noalias ptr @kir.allocate(i64 %size) nounwind {
+  %block = call noalias ptr @aligned_alloc(i64 64, i64 %size)
+  %none = icmp eq ptr %block, null
+  br i1 %none, label %failed, label %good
+failed:
+  call void @abort()
+  unreachable
+good:
+  ret ptr %block
+}
+"""
+
+
+def _extent(s: Loop) -> int | None:
+    return int(s.axis.extent.value) if isinstance(s.axis.extent, Const) else None
+
+
+def _is_tile(node: Node) -> bool:
+    return isinstance(node, Loop) and node.kind == "tile"
+
+
+def _extent_mentions(s: Stmt, name: str) -> bool:
+    for n in walk(s):
+        if isinstance(n, Loop) and (mentions(n.axis.extent, name) or reads_memory(n.axis.extent)):
+            return True
+        if isinstance(n, Buffer) and any(mentions(e, name) for e in n.shape):
+            return True
+    return False
+
+
+def _bytes(p: Param) -> Expr:
+    return product([const(p.type.bytes), *p.shape])

@@ -1,0 +1,288 @@
+"""f32 functions as straight-line code on vectors of any lanes: polynomials, no tables, no calls.
+
+Bounds on the error, in ulp of the exact result, as the tests measure them: exp, exp2, log, log2,
+log1p, expm1, tanh, sigmoid, erf, sin and cos each at most 4 (most below 2). NaN, infinities,
+signed zeros and subnormals come out as the exact function gives them. `sin` and `cos` of
+magnitudes from 2^28 on go to libm. The coefficients are weighted minimax fits made for this file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from kir.backends.llvm.builder import Builder, V, integer, real
+from kir.backends.llvm.machine import Machine
+
+LOG2E = 1.4426950408889634
+LN2_HIGH, LN2_LOW = 0.6931471824645996, -1.9046542121259336e-09
+LN2_SHORT, LN2_REST = 0.693145751953125, 1.4286068203094173e-06
+"""The first has 11 trailing zero bits: its products with exponents are exact."""
+ROUND = 12582912.0
+"""1.5 * 2^23: adding it rounds to an integer, which stands in the low bits."""
+ROUND_BITS = 0x4B400000
+
+EXPM1 = (0.5, 0.1666666567325592, 0.04166635870933533, 0.008333389647305012,
+         0.0013940720818936825, 0.00019845884526148438)  # fmt: skip
+EXP2 = (0.6931471824645996, 0.24022647738456726, 0.055503323674201965, 0.00961843691766262,
+        0.0013398875016719103, 0.00015353360504377633)  # fmt: skip
+LOG = (0.3333333134651184, -0.250008225440979, 0.20001228153705597, -0.1662333458662033,
+       0.14201723039150238, -0.13160377740859985, 0.12761935591697693,
+       -0.07634418457746506)  # fmt: skip
+SIN = (-0.1666666716337204, 0.008333329111337662, -0.0001983930415008217, 2.7180462893738877e-06)
+COS = (0.0416666679084301, -0.0013888883404433727, 2.479945214872714e-05)
+ERF = (0.12837916612625122, -0.3761262595653534, 0.1128358542919159, -0.026853810995817184,
+       0.00518832728266716, -0.000801019137725234, 7.853854185668752e-05)  # fmt: skip
+LOG_ERFC = (0.00018846594321075827, -1.1295802593231201, -0.633216381072998, -0.10842209309339523,
+            0.025210335850715637, -0.004205283243209124, 0.0004414724826347083,
+            -2.1697604097425938e-05)  # fmt: skip
+TANH = (-0.3333333134651184, 0.13333246111869812, -0.0539521649479866, 0.021732719615101814,
+        -0.008262742310762405, 0.0022269717883318663)  # fmt: skip
+
+Function = Callable[["Single", V], V]
+
+
+class Single:
+    """f32 arithmetic on a builder, as short names."""
+
+    def __init__(self, b: Builder, machine: Machine) -> None:
+        self.b, self.machine = b, machine
+
+    def c(self, value: float) -> V:
+        return real(value, "float")
+
+    def add(self, x: V, y: V) -> V:
+        return self.b.op("fadd", x, y)
+
+    def sub(self, x: V, y: V) -> V:
+        return self.b.op("fsub", x, y)
+
+    def mul(self, x: V, y: V) -> V:
+        return self.b.op("fmul", x, y)
+
+    def div(self, x: V, y: V) -> V:
+        return self.b.op("fdiv", x, y)
+
+    def fma(self, x: V, y: V, z: V) -> V:
+        """x*y + z; fused where that is an instruction."""
+        if self.machine.fma:
+            return self.b.intrinsic("llvm.fma", x, y, z)
+        return self.add(self.mul(x, y), z)
+
+    def abs(self, x: V) -> V:
+        return self.b.intrinsic("llvm.fabs", x)
+
+    def copysign(self, x: V, sign: V) -> V:
+        return self.b.intrinsic("llvm.copysign", x, sign)
+
+    def poly(self, coefficients: Sequence[float], x: V) -> V:
+        result = self.c(coefficients[-1])
+        for k in reversed(coefficients[:-1]):
+            result = self.fma(result, x, self.c(k))
+        return result
+
+    def bits(self, x: V) -> V:
+        return self.b.convert("bitcast", x, "i32")
+
+    def from_bits(self, x: V) -> V:
+        return self.b.convert("bitcast", x, "float")
+
+    def below(self, x: V, limit: float) -> V:
+        """min(x, limit), NaN staying NaN."""
+        return self.b.select(self.b.fcmp("ogt", x, self.c(limit)), self.c(limit), x)
+
+    def above(self, x: V, limit: float) -> V:
+        return self.b.select(self.b.fcmp("olt", x, self.c(limit)), self.c(limit), x)
+
+    def nearest(self, scaled: V) -> tuple[V, V]:
+        """(n as f32, n as i32) for the f32 `n + ROUND`."""
+        n = self.sub(scaled, self.c(ROUND))
+        return n, self.b.op("sub", self.bits(scaled), integer(ROUND_BITS, "i32"))
+
+    def power_of_two(self, n: V) -> V:
+        """2^n for an i32 n in [-126, 127]."""
+        biased = self.b.op("add", n, integer(127, "i32"))
+        return self.from_bits(self.b.op("shl", biased, integer(23, "i32")))
+
+    def scale(self, x: V, n: V) -> V:
+        """x * 2^n in two steps, so that results may be subnormal or infinite."""
+        half = self.b.op("ashr", n, integer(1, "i32"))
+        rest = self.b.op("sub", n, half)
+        return self.mul(self.mul(x, self.power_of_two(half)), self.power_of_two(rest))
+
+    def reduced(self, x: V) -> tuple[V, V, V]:
+        """x = n*ln2 + r: (expm1(r), n as f32, n as i32), for x in about [-104, 89]."""
+        n, whole = self.nearest(self.fma(x, self.c(LOG2E), self.c(ROUND)))
+        r = self.fma(n, self.c(-LN2_HIGH), x)
+        r = self.fma(n, self.c(-LN2_LOW), r)
+        return self.fma(self.mul(r, r), self.poly(EXPM1, r), r), n, whole
+
+    def exp_within(self, x: V) -> V:
+        """exp(x) for x in [-87, 88]: no overflow, no subnormals."""
+        t, _, n = self.reduced(x)
+        return self.mul(self.add(t, self.c(1.0)), self.power_of_two(n))
+
+
+def exp(s: Single, x: V) -> V:
+    t, _, n = s.reduced(s.above(s.below(x, 89.0), -104.0))
+    return s.scale(s.add(t, s.c(1.0)), n)
+
+
+def exp2(s: Single, x: V) -> V:
+    inside = s.above(s.below(x, 129.0), -151.0)
+    n, whole = s.nearest(s.add(inside, s.c(ROUND)))
+    r = s.sub(inside, n)
+    return s.scale(s.fma(r, s.poly(EXP2, r), s.c(1.0)), whole)
+
+
+def expm1(s: Single, x: V) -> V:
+    t, _, n = s.reduced(s.above(s.below(x, 89.0), -18.0))
+    half_scale = s.power_of_two(s.b.op("sub", n, integer(1, "i32")))  # 2^128 is out of range
+    result = s.fma(t, half_scale, s.sub(half_scale, s.c(0.5)))
+    result = s.add(result, result)
+    tiny = s.b.fcmp("olt", s.abs(x), s.c(2.0**-25))
+    return s.b.select(tiny, x, result)
+
+
+def _log_parts(s: Single, x: V) -> tuple[V, V, V]:
+    """x = 2^k * (1 + f), f in [sqrt(1/2) - 1, sqrt(2) - 1]: (f, log(1 + f) - f, k as f32)."""
+    b = s.b
+    small = b.fcmp("olt", x, s.c(2.0**-126))
+    normal = b.select(small, s.mul(x, s.c(2.0**23)), x)
+    i = b.op("sub", s.bits(normal), integer(0x3F3504F3, "i32"))
+    k = b.convert("sitofp", b.op("ashr", i, integer(23, "i32")), "float")
+    k = s.sub(k, b.select(small, b.splat(s.c(23.0), x.lanes), b.splat(s.c(0.0), x.lanes)))
+    m = b.op("add", b.op("and", i, integer(0x7FFFFF, "i32")), integer(0x3F3504F3, "i32"))
+    f = s.sub(s.from_bits(m), s.c(1.0))
+    square = s.mul(f, f)
+    return f, s.mul(square, s.fma(f, s.poly(LOG, f), s.c(-0.5))), k
+
+
+def _log_specials(s: Single, x: V, result: V, zero: float = 0.0) -> V:
+    """The values of a logarithm that is -inf at `zero`: NaN below it, inf and NaN as they are."""
+    b = s.b
+    result = b.select(b.fcmp("uge", x, s.c(math.inf)), x, result)
+    result = b.select(b.fcmp("oeq", x, s.c(zero)), s.c(-math.inf), result)
+    return b.select(b.fcmp("olt", x, s.c(zero)), s.c(math.nan), result)
+
+
+def _log_sum(s: Single, x: V) -> V:
+    f, rest, k = _log_parts(s, x)
+    low = s.fma(k, s.c(LN2_REST), rest)
+    return s.fma(k, s.c(LN2_SHORT), s.add(f, low))
+
+
+def log(s: Single, x: V) -> V:
+    return _log_specials(s, x, _log_sum(s, x))
+
+
+def log2(s: Single, x: V) -> V:
+    f, rest, k = _log_parts(s, x)
+    log_high = s.add(f, rest)
+    low = s.add(s.sub(f, log_high), rest)
+    result = s.fma(log_high, s.c(LOG2E), s.fma(low, s.c(LOG2E), k))
+    return _log_specials(s, x, result)
+
+
+def log1p(s: Single, x: V) -> V:
+    u = s.add(x, s.c(1.0))
+    lost = s.div(s.sub(x, s.sub(u, s.c(1.0))), u)
+    result = _log_specials(s, x, s.add(_log_sum(s, u), lost), -1.0)
+    return s.b.select(s.b.fcmp("olt", s.abs(x), s.c(2.0**-26)), x, result)
+
+
+def tanh(s: Single, x: V) -> V:
+    a = s.below(s.abs(x), 10.0)
+    square = s.mul(a, a)
+    small = s.fma(s.mul(square, a), s.poly(TANH, square), a)
+    e = s.exp_within(s.add(a, a))
+    large = s.sub(s.c(1.0), s.div(s.c(2.0), s.add(e, s.c(1.0))))
+    return s.copysign(s.b.select(s.b.fcmp("olt", a, s.c(0.6)), small, large), x)
+
+
+def sigmoid(s: Single, x: V) -> V:
+    e = exp(s, s.b.fneg(s.abs(x)))
+    d = s.div(s.c(1.0), s.add(e, s.c(1.0)))
+    return s.b.select(s.b.fcmp("oge", x, s.c(0.0)), d, s.mul(e, d))
+
+
+def erf(s: Single, x: V) -> V:
+    a = s.below(s.abs(x), 4.0)
+    small = s.fma(a, s.poly(ERF, s.mul(a, a)), a)
+    large = s.sub(s.c(1.0), s.exp_within(s.poly(LOG_ERFC, a)))
+    return s.copysign(s.b.select(s.b.fcmp("olt", a, s.c(1.0)), small, large), x)
+
+
+def _sine_cosine(quarter: int) -> Function:
+    def wave(s: Single, x: V) -> V:
+        """Reduced modulo pi/2 in f64, where the product with n is exact enough up to 2^28."""
+        b = s.b
+        wide = b.convert("fpext", x, "double")
+        shifter = real(6755399441055744.0, "double")
+        scaled = b.op("fadd", b.op("fmul", wide, real(2 / math.pi, "double")), shifter)
+        n = b.op("fsub", scaled, shifter)
+        r = b.intrinsic("llvm.fma", n, real(-1.5707963267948966, "double"), wide)
+        r = b.intrinsic("llvm.fma", n, real(-6.123233995736766e-17, "double"), r)
+        r = b.convert("fptrunc", r, "float")
+        turns = b.convert("trunc", b.convert("bitcast", scaled, "i64"), "i32")
+        turns = b.op("add", turns, integer(quarter, "i32"))
+        z = s.mul(r, r)
+        sine = s.fma(s.mul(z, r), s.poly(SIN, z), r)
+        cosine = s.fma(s.mul(z, z), s.poly(COS, z), s.fma(z, s.c(-0.5), s.c(1.0)))
+        odd = b.icmp("ne", b.op("and", turns, integer(1, "i32")), integer(0, "i32"))
+        flip = b.op("shl", b.op("and", turns, integer(2, "i32")), integer(30, "i32"))
+        result = s.from_bits(b.op("xor", s.bits(b.select(odd, cosine, sine)), flip))
+        if quarter == 0:
+            result = b.select(b.fcmp("oeq", x, s.c(0.0)), x, result)
+        return result
+
+    return wave
+
+
+FUNCTIONS: dict[str, Function] = {
+    "exp": exp, "exp2": exp2, "expm1": expm1, "log": log, "log2": log2, "log1p": log1p,
+    "tanh": tanh, "sigmoid": sigmoid, "erf": erf, "sin": _sine_cosine(0), "cos": _sine_cosine(1),
+}  # fmt: skip
+WAVES = ("sin", "cos")
+WAVE_LIMIT = 2.0**28
+
+
+def call(b: Builder, machine: Machine, name: str, x: V) -> V:
+    """FUNCTIONS[name] on a f32 scalar or vector, as a call of an inlined function of the module."""
+    shape = f"v{x.lanes}" if x.lanes else "s"
+    inner = f"kir.{name}.{shape}"
+    if inner not in b.module.made:
+        b.module.made.add(inner)
+        f = Builder(b.module)
+        argument = V("%x", "float", x.lanes)
+        result = FUNCTIONS[name](Single(f, machine), argument)
+        if name in WAVES and machine.libm:
+            result = _wave_or_libm(f, machine, name, argument, result)
+        head = f"define internal {result.type} @{inner}({argument})"
+        f.define(head, "alwaysinline", f"ret {result}")
+    return b.call(inner, "float", x.lanes, x)
+
+
+def _wave_or_libm(f: Builder, machine: Machine, name: str, x: V, result: V) -> V:
+    large = f.fcmp("oge", f.intrinsic("llvm.fabs", x), real(WAVE_LIMIT, "float"))
+    some = f.any(large) if x.lanes else large
+    before, slow, done = f.block, f.fresh("slow"), f.fresh("done")
+    f.branch(some, slow, done)
+    f.label(slow)
+    exact = by_lane(f, name + "f", x)
+    f.jump(done)
+    f.label(done)
+    return f.phi(result, before, exact, slow)
+
+
+def by_lane(b: Builder, symbol: str, *args: V) -> V:
+    """A C function on each lane of f32 or f64 vectors, or on scalars."""
+    vectors = b.together(*args)
+    ty, lanes = vectors[0].ty, vectors[0].lanes
+    if not lanes:
+        return b.call(symbol, ty, 0, *vectors, attributes="nounwind memory(none)")
+    result = V("poison", ty, lanes)
+    for i in range(lanes):
+        value = by_lane(b, symbol, *(b.lane(v, i) for v in vectors))
+        result = b.insert(result, value, i)
+    return result

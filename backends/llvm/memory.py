@@ -1,0 +1,403 @@
+"""Where tensors lie, and how elements are addressed, loaded, stored and updated, lanes included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kir.backends.llvm.affine import coefficient, mentions, multiple_of, names
+from kir.backends.llvm.builder import Builder, V, integer
+from kir.backends.llvm.machine import Machine
+from kir.backends.llvm.scalars import Scalars, memory
+from kir.dtypes import DType
+from kir.errors import UnsupportedError
+from kir.ir import Bitcast, Cast, Const, Expr, Op, Read, Store, Var, walk
+from kir.ops import identity
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in memory. `lanes` > 0: each lane of the tile has its own, lanes contiguous.
+    `outer`: it stands outside the parallel region, so several threads may see it."""
+
+    pointer: V
+    type: DType
+    shape: tuple[Expr, ...]
+    padded: bool = False
+    lanes: int = 0
+    outer: bool = False
+    output: bool = False
+
+
+@dataclass(frozen=True)
+class Lane:
+    """The tile axis whose iterations are the lanes of vectors: `start` + 0, 1, ..., count - 1."""
+
+    name: str
+    start: V
+    count: int
+
+
+@dataclass(frozen=True)
+class Address:
+    """`uniform`: one element for all lanes; `row`: lanes side by side; `spread`: a pointer each."""
+
+    kind: Literal["uniform", "row", "spread"]
+    pointer: V
+
+
+@dataclass
+class Scope:
+    """What names mean at the current place."""
+
+    values: dict[str, V] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    extents: dict[str, int | None] = field(default_factory=dict)
+    """Of the loops around; None where not constant."""
+    grid: tuple[str, ...] = ()
+    """Axes of the parallel region around."""
+    factors: dict[str, int] = field(default_factory=dict)
+    lane: Lane | None = None
+    mask: V | None = None
+    stream: bool = False
+
+
+class Accesses:
+    """Expressions and element accesses on the current builder and scope."""
+
+    def __init__(self, b: Builder, machine: Machine, scope: Scope) -> None:
+        self.b, self.machine, self.scope = b, machine, scope
+        self.scalars = Scalars(b, machine)
+        self._first_lane = False
+
+    # --- expressions
+
+    def value(self, e: Expr) -> V:
+        """The SSA value of an expression: a vector where it depends on the lane."""
+        if isinstance(e, Const):
+            return self.scalars.constant(e)
+        if isinstance(e, Var):
+            return self._index(e.name)
+        if isinstance(e, Read):
+            return self.read(e)
+        if isinstance(e, Op):
+            args = [self.value(a) for a in e.args]
+            return self.scalars.op(e.name, [a.dtype for a in e.args], args)
+        if isinstance(e, Cast):
+            return self.scalars.cast(self.value(e.value), e.value.dtype, e.type)
+        if isinstance(e, Bitcast):
+            return self.scalars.bitcast(self.value(e.value), e.value.dtype, e.type)
+        raise UnsupportedError(
+            f"{type(e).__name__} is no scheduled IR", hint="apply the rewrite `loops` first", node=e
+        )
+
+    def _index(self, name: str) -> V:
+        lane = self.scope.lane
+        if lane is None or name != lane.name:
+            return self.scope.values[name]
+        if self._first_lane:
+            return lane.start
+        return self.b.op("add", self.b.iota(lane.count), lane.start)
+
+    def at_first_lane(self, e: Expr) -> V:
+        """An index expression at the lane's start: a scalar."""
+        before, self._first_lane = self._first_lane, True
+        try:
+            return self.value(e)
+        finally:
+            self._first_lane = before
+
+    def lane_coefficient(self, e: Expr) -> int | None:
+        """How an index moves from lane to lane; None where irregularly."""
+        if self.scope.lane is None or self._first_lane:
+            return 0
+        private = any(
+            isinstance(n, Read) and self.scope.tensors[n.tensor].lanes for n in _reads(e)
+        )
+        return None if private else coefficient(e, self.scope.lane.name)
+
+    # --- addresses
+
+    def address(self, t: Tensor, indices: Sequence[Expr]) -> Address:
+        steps = [self.lane_coefficient(i) for i in indices]
+        if t.lanes:
+            return self._private_address(t, indices, steps)
+        if all(s == 0 for s in steps):
+            return Address("uniform", self.element(t, self.offset(t, indices)))
+        moving = [d for d, s in enumerate(steps) if s != 0]
+        after = t.shape[moving[-1] + 1 :]
+        if len(moving) == 1 and steps[moving[0]] == 1 and all(_is_one(n) for n in after):
+            first = [self.at_first_lane(i) for i in indices]
+            return Address("row", self.element(t, self._horner(t, first)))
+        return Address("spread", self.element(t, self.offset(t, indices)))
+
+    def _private_address(
+        self, t: Tensor, indices: Sequence[Expr], steps: Sequence[int | None]
+    ) -> Address:
+        offset = self.b.op("mul", self.offset(t, indices), integer(t.lanes))
+        if all(s == 0 for s in steps):
+            return Address("row", self.element(t, offset))
+        return Address("spread", self.element(t, self.b.op("add", offset, self.b.iota(t.lanes))))
+
+    def offset(self, t: Tensor, indices: Sequence[Expr]) -> V:
+        return self._horner(t, [self.value(i) for i in indices])
+
+    def _horner(self, t: Tensor, indices: Sequence[V]) -> V:
+        """The row-major offset, in elements."""
+        total = integer(0)
+        for index, extent in zip(indices, t.shape, strict=True):
+            size = self.uniform(extent)
+            total = self.b.op("add nsw", self.b.op("mul nsw", total, size), index)
+        return total
+
+    def uniform(self, e: Expr) -> V:
+        """A shape or extent: the same for all lanes."""
+        return self.at_first_lane(e)
+
+    def element(self, t: Tensor, offset: V) -> V:
+        return self.b.gep(t.pointer, memory(t.type), offset)
+
+    # --- reads
+
+    def read(self, e: Read) -> V:
+        t = self.scope.tensors[e.tensor]
+        if e.fill is not None:
+            return self._padded_read(t, e, e.fill)
+        return self.load(t, self.address(t, e.indices), self.scope.mask)
+
+    def load(self, t: Tensor, a: Address, mask: V | None) -> V:
+        """The elements at an address; where masked off, zeros of no consequence."""
+        b, ty, align = self.b, memory(t.type), t.type.bytes
+        lanes = self.lanes
+        if a.kind == "uniform":
+            bits = b.load(a.pointer, ty, 0, align)
+        elif a.kind == "row" and (mask is None or t.padded):
+            bits = b.load(a.pointer, ty, lanes, align)
+        elif a.kind == "row":
+            assert mask is not None
+            bits = b.masked_load(a.pointer, mask, V("zeroinitializer", ty, lanes), align)
+        else:
+            bits = b.gather(a.pointer, mask, V("zeroinitializer", ty, lanes), align)
+        return self.scalars.from_memory(bits, t.type)
+
+    @property
+    def lanes(self) -> int:
+        return self.scope.lane.count if self.scope.lane is not None and not self._first_lane else 0
+
+    def _padded_read(self, t: Tensor, e: Read, fill: Expr) -> V:
+        """Inside the bounds the element, else the fill; memory outside is never touched."""
+        b = self.b
+        inside = [
+            b.icmp("ult", self.value(i), self.uniform(n))
+            for i, n in zip(e.indices, t.shape, strict=True)
+        ]
+        uniform = b.logical_and([c for c in inside if not c.lanes])
+        lanewise = b.logical_and([c for c in inside if c.lanes])
+        other = self.value(fill)
+        if uniform is not None and uniform.constant == 0:
+            return other
+        before = b.block
+        lanes = self.lanes if lanewise is not None or self._moves(e) else other.lanes
+        skipped = b.splat(other, lanes)
+        there, done = b.fresh("inside"), b.fresh("read")
+        if uniform is not None:
+            b.branch(uniform, there, done)
+            b.label(there)
+        mask = b.logical_and([m for m in (self.scope.mask, lanewise) if m is not None])
+        if self._first_lane:
+            mask = lanewise
+        found = self.load(t, self.address(t, e.indices), mask)
+        if lanewise is not None:
+            found = b.select(lanewise, *b.together(found, other))
+        if uniform is None:
+            return found
+        found = b.splat(found, lanes)
+        after = b.block
+        b.jump(done)
+        b.label(done)
+        return b.phi(found, after, skipped, before)
+
+    def _moves(self, e: Read) -> bool:
+        """Whether a read gives a vector: its element or its tensor changes from lane to lane."""
+        private = self.scope.tensors[e.tensor].lanes > 0
+        return private or any(self.lane_coefficient(i) != 0 for i in e.indices)
+
+    # --- stores
+
+    def store(self, s: Store) -> None:
+        t = self.scope.tensors[s.target]
+        value = self.value(s.value)
+        shared = s.op is not None and t.outer and not self._exclusive(s)
+        if s.op is not None and shared:
+            self._serial_update(t, s, value, atomic=True)
+        elif s.op is not None:
+            self._update(t, s, s.op, value)
+        else:
+            self._assign(t, s, value)
+
+    def _assign(self, t: Tensor, s: Store, value: V) -> None:
+        a = self.address(t, s.indices)
+        if a.kind == "uniform":
+            self._put(t, a.pointer, self._last_lane(value), 0)
+        else:
+            self._put_lanes(t, a, self.b.splat(value, self.lanes), self._streams(t, s))
+
+    def _last_lane(self, value: V) -> V:
+        """What the last iteration that runs leaves in an element that all lanes assign."""
+        if not value.lanes:
+            return value
+        mask, b = self.scope.mask, self.b
+        result = b.lane(value, 0 if mask is not None else value.lanes - 1)
+        if mask is not None:
+            for i in range(1, value.lanes):
+                result = b.select(b.lane(mask, i), b.lane(value, i), result)
+        return result
+
+    def _put(self, t: Tensor, pointer: V, value: V, lanes: int, stream: bool = False) -> None:
+        bits = self.b.splat(self.scalars.to_memory(value, t.type), lanes)
+        align = 16 if stream else t.type.bytes
+        self.b.store(bits, pointer, align, stream)
+
+    def _put_lanes(self, t: Tensor, a: Address, value: V, stream: bool = False) -> None:
+        mask, b = self.scope.mask, self.b
+        if a.kind == "row" and mask is None:
+            self._put(t, a.pointer, value, value.lanes, stream)
+        elif a.kind == "row" and t.padded:
+            old = self.load(t, a, None)
+            assert mask is not None
+            self._put(t, a.pointer, b.select(mask, value, old), value.lanes)
+        elif a.kind == "row":
+            assert mask is not None
+            b.masked_store(self.scalars.to_memory(value, t.type), a.pointer, mask, t.type.bytes)
+        else:
+            b.scatter(self.scalars.to_memory(value, t.type), a.pointer, mask, t.type.bytes)
+
+    def _streams(self, t: Tensor, s: Store) -> bool:
+        lane = self.scope.lane
+        if not (self.scope.stream and t.output and lane is not None and s.indices):
+            return False
+        step = max(1, 16 // t.type.bytes)
+        return lane.count % step == 0 and multiple_of(s.indices[-1], step, self.scope.factors)
+
+    # --- updates
+
+    def _update(self, t: Tensor, s: Store, name: str, value: V) -> None:
+        b, lane = self.b, self.scope.lane
+        a = self.address(t, s.indices)
+        if a.kind == "uniform":
+            if lane is not None:
+                value = self._combined(name, t.type, b.splat(value, lane.count))
+            old = self.load(t, a, None)
+            self._put(t, a.pointer, self.scalars.update(name, t.type, old, value), 0)
+        elif a.kind == "row" or any(self.lane_coefficient(i) for i in s.indices):
+            old = self.load(t, a, self.scope.mask)
+            new = self.scalars.update(name, t.type, old, b.splat(value, self.lanes))
+            self._put_lanes(t, a, new)
+        else:
+            self._serial_update(t, s, value, atomic=False)
+
+    def _combined(self, name: str, t: DType, value: V) -> V:
+        if self.scope.mask is not None:
+            neutral = self.scalars.constant(identity(name, t))
+            value = self.b.select(self.scope.mask, value, neutral)
+        return self.scalars.reduce(name, t, value)
+
+    def _serial_update(self, t: Tensor, s: Store, value: V, atomic: bool) -> None:
+        """Lane after lane, since lanes may meet in one element."""
+        assert s.op is not None
+        b, lane, mask = self.b, self.scope.lane, self.scope.mask
+        a = self.address(t, s.indices)
+        if a.kind == "uniform" and lane is not None:
+            value = self._combined(s.op, t.type, b.splat(value, lane.count))
+        if a.kind == "uniform":
+            self._update_one(t, s.op, a.pointer, value, atomic)
+            return
+        value = b.splat(value, self.lanes)
+        for i in range(self.lanes):
+            if a.kind == "spread":
+                pointer = b.lane(a.pointer, i)
+            else:
+                pointer = b.gep(a.pointer, memory(t.type), integer(i))
+            with b.when(b.lane(mask, i) if mask is not None else None):
+                self._update_one(t, s.op, pointer, b.lane(value, i), atomic)
+
+    def _update_one(self, t: Tensor, name: str, pointer: V, value: V, atomic: bool) -> None:
+        if not atomic:
+            old = self.scalars.from_memory(
+                self.b.load(pointer, memory(t.type), 0, t.type.bytes), t.type
+            )
+            self._put(t, pointer, self.scalars.update(name, t.type, old, value), 0)
+        elif t.type.is_integer and name != "mul":
+            stem = {"add": "add"}.get(name, ("u" if t.type.kind == "uint" else "") + name)
+            self.b.emit(f"atomicrmw {stem} {pointer}, {value} monotonic", value.ty)
+        else:
+            self._compare_exchange(t, name, pointer, value)
+
+    def _compare_exchange(self, t: Tensor, name: str, pointer: V, value: V) -> None:
+        b, word = self.b, f"i{t.type.bits}"
+        first = b.emit(f"load atomic {word}, {pointer} monotonic, align {t.type.bytes}", word)
+        again, done, before = b.fresh("again"), b.fresh("stored"), b.block
+        found = V("%" + b.fresh(), word)
+        b.jump(again)
+        b.label(again)
+        head = len(b.lines)
+        seen = b.emit("", word)
+        old = self.scalars.from_memory(b.convert("bitcast", seen, memory(t.type)), t.type)
+        new = self.scalars.to_memory(self.scalars.update(name, t.type, old, value), t.type)
+        new = b.convert("bitcast", new, word)
+        pair = b.emit(f"cmpxchg {pointer}, {seen}, {new} monotonic monotonic", "pair")
+        b.line(f"{found.ref} = extractvalue {{ {word}, i1 }} {pair.ref}, 0")
+        good = b.emit(f"extractvalue {{ {word}, i1 }} {pair.ref}, 1", "i1")
+        b.lines[head] = (
+            f"  {seen.ref} = phi {word} [ {first.ref}, %{before} ], [ {found.ref}, %{b.block} ]"
+        )
+        b.branch(good, done, again)
+        b.label(done)
+
+    def _exclusive(self, s: Store) -> bool:
+        """Whether no two iterations of the parallel grid can update the same element."""
+        scope = self.scope
+        return all(
+            scope.extents.get(axis) == 1 or any(self._separates(i, axis) for i in s.indices)
+            for axis in scope.grid
+        )
+
+    def _separates(self, index: Expr, axis: str) -> bool:
+        """Whether two values of `axis` always give two values of `index`: its step exceeds what
+        all inner indices together can add, and no other axis of the grid takes part."""
+        if any(True for _ in _reads(index)):
+            return False
+        own = coefficient(index, axis)
+        if not own:
+            return False
+        reach = 0
+        for name in names(index) - {axis}:
+            if name not in self.scope.extents and not self._is_lane(name):
+                continue  # a dim or an index of a loop around the grid: fixed
+            extent, step = self._extent(name), coefficient(index, name)
+            if name in self.scope.grid or extent is None or step is None:
+                return False
+            reach += abs(step) * (extent - 1)
+        return reach < abs(own)
+
+    def _is_lane(self, name: str) -> bool:
+        return self.scope.lane is not None and self.scope.lane.name == name
+
+    def _extent(self, name: str) -> int | None:
+        return self.scope.extents.get(name)
+
+    def depends_on_lane(self, e: Expr) -> bool:
+        lane = self.scope.lane
+        if lane is None:
+            return False
+        private = any(self.scope.tensors[r.tensor].lanes for r in _reads(e))
+        return private or mentions(e, lane.name)
+
+
+def _reads(e: Expr) -> list[Read]:
+    return [n for n in walk(e) if isinstance(n, Read)]
+
+
+def _is_one(e: Expr) -> bool:
+    return isinstance(e, Const) and e.value == 1
