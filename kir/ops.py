@@ -59,15 +59,11 @@ def _mod(a: Array, b: Array) -> Array:
     return np.where(zero, np.zeros_like(a), np.mod(a, np.where(zero, np.ones_like(b), b)))
 
 
-def _cdiv(a: Array, b: Array) -> Array:
-    return np.negative(_floordiv(np.negative(a), b)) if _is_signed(a) else _ucdiv(a, b)
-
-
 def _is_signed(a: Array) -> bool:
     return np.asarray(a).dtype.kind == "i"
 
 
-def _ucdiv(a: Array, b: Array) -> Array:
+def _cdiv(a: Array, b: Array) -> Array:
     return _floordiv(a, b) + (_mod(a, b) != 0).astype(np.asarray(a).dtype)
 
 
