@@ -488,7 +488,7 @@ class Evaluator:
         if math.prod(tensor.shape):
             safe = [np.clip(i, 0, n - 1) for i, n in zip(found, tensor.shape, strict=True)]
             flat = places(tensor, safe, self.frame)
-            value: Value = tuple(p.reshape(-1)[flat] for p in tensor.planes)
+            value: Value = tuple(p.reshape(-1)[flat] if p.ndim else p for p in tensor.planes)
         else:
             value = self.domain.cast(self.domain.constant(False, bool_), bool_, e.type)
         if e.fill is not None:

@@ -21,7 +21,10 @@ from kir.interpret.domain import Array, Value
 
 @dataclass(frozen=True)
 class Tensor:
-    """Storage of shape `private + shape`: one copy for each point of the frame where it began."""
+    """Storage of shape `private + shape`: one copy for each point of the frame where it began.
+
+    A plane of an input may be 0-d where it is the same everywhere (it has no error).
+    """
 
     name: str
     dtype: DType
@@ -89,6 +92,8 @@ def layout(tensor: Tensor, indices: Sequence[Strided]) -> Strided:
 
 def view(plane: Array, place: Strided, frame: Sequence[int], writeable: bool = False) -> Array:
     """The elements at `place` as an array over the frame; axes without a step have size 1."""
+    if not plane.ndim:
+        return plane
     depth = max(place.steps, default=-1) + 1
     shape = tuple(frame[p] if p in place.steps else 1 for p in reversed(range(depth)))
     size = plane.itemsize
@@ -125,6 +130,9 @@ def bordered(tensor: Tensor, spans: Sequence[tuple[int, int]], fill: Value) -> T
     window = tuple(slice(-start, -start + n) for start, n in zip(starts, tensor.shape, strict=True))
     planes: list[Array] = []
     for plane, value in zip(tensor.planes, fill, strict=True):
+        if not plane.ndim and tensor.shape and plane == value:
+            planes.append(plane)
+            continue
         wide = np.full(shape, value.reshape(()), plane.dtype)
         wide[window] = plane
         planes.append(wide)
