@@ -19,6 +19,7 @@ from kir.rewrites.base import Rewrite
 from kir.rewrites.inline import Inline
 from kir.rewrites.loops import Bind, Fission, Fuse, Hint, Reorder, Split, Unroll
 from kir.rewrites.lower import Loops
+from kir.rewrites.masks import Unmask
 from kir.rewrites.memory import Contract, SetSpace
 from kir.rewrites.reduction import ContractFma, RFactor
 from kir.rewrites.stage import Stage
@@ -33,6 +34,7 @@ _ALL: tuple[type[Rewrite], ...] = (
     Bind,
     Unroll,
     Hint,
+    Unmask,
     Contract,
     SetSpace,
     Stage,
