@@ -33,9 +33,20 @@ class TritonBackend(Backend):
     )
 
     def default_schedule(self, kernel: Kernel, target: str, arch: str) -> tuple[Step, ...]:
-        from kir.plan.gpu import plan
+        """Tiles where they have a form here; else atomic-free, else programs of scalars."""
+        from kir.pipeline import schedule
+        from kir.plan.gpu import STYLES, plan
 
-        return plan(kernel, arch)
+        for style in STYLES:
+            steps = plan(kernel, arch, style)
+            try:
+                generate(schedule(kernel, steps))
+            except UnsupportedError:
+                if style == STYLES[-1]:
+                    raise
+            else:
+                return steps
+        raise AssertionError("the last style returns or raises")
 
     def lower(self, kernel: Kernel, target: str, arch: str, stage: str | None = None) -> Artifact:
         """Generate Triton, and compile it unless only `source` is asked for.

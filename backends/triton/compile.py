@@ -188,7 +188,7 @@ def join_ptx(pieces: Mapping[str, str]) -> str:
     bodies: list[str] = []
     seen: set[str] = set()
     for place, (name, text) in enumerate(pieces.items()):
-        text = re.sub(r"(?<![\w$])(\$L__\w+|__\w+_param_\d+)", rf"\1", text)
+        text = re.sub(r"(?<![\w$])(\$L__\w+|__\w+_param_\d+)", r"\1", text)
         body: list[str] = []
         for line in text.splitlines():
             if re.match(r"\.(version|target|address_size)\b", line):

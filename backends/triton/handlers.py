@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kir.dtypes import DType
 from kir.backends.triton.types import held
+from kir.dtypes import DType
 
 Handler = Callable[[list[str], DType], str]
 
@@ -86,7 +86,24 @@ HANDLERS: dict[str, Handler] = {
     **{
         name: _call(f"libdevice.{name}({{0}})")
         for name in (
-            "exp exp2 expm1 log log2 log1p sin cos tan asin acos atan sinh cosh tanh erf".split()
+            [
+                "exp",
+                "exp2",
+                "expm1",
+                "log",
+                "log2",
+                "log1p",
+                "sin",
+                "cos",
+                "tan",
+                "asin",
+                "acos",
+                "atan",
+                "sinh",
+                "cosh",
+                "tanh",
+                "erf",
+            ]
         )
     },
     "pow": _call("libdevice.pow({0}, {1})"),

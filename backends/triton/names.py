@@ -41,8 +41,37 @@ class Names:
 def _interpreter_names() -> frozenset[str]:
     """Globals which Triton's interpreter injects into the module of an interpreted function."""
     return frozenset(
-        "ast textwrap inspect Tuple List Dict Callable TypeVar Optional math np time T dataclasses"
-        " dataclass TritonSemantic KernelInterface TensorDescriptor InterpreterError partial"
-        " TensorHandle GridExecutor InterpretedFunction FunctionRewriter ASTTransformer ReduceOps"
-        " ScanOps InterpreterBuilder InterpreterOptions interpreter_builder interpreter_semantic".split()
+        [
+            "ast",
+            "textwrap",
+            "inspect",
+            "Tuple",
+            "List",
+            "Dict",
+            "Callable",
+            "TypeVar",
+            "Optional",
+            "math",
+            "np",
+            "time",
+            "T",
+            "dataclasses",
+            "dataclass",
+            "TritonSemantic",
+            "KernelInterface",
+            "TensorDescriptor",
+            "InterpreterError",
+            "partial",
+            "TensorHandle",
+            "GridExecutor",
+            "InterpretedFunction",
+            "FunctionRewriter",
+            "ASTTransformer",
+            "ReduceOps",
+            "ScanOps",
+            "InterpreterBuilder",
+            "InterpreterOptions",
+            "interpreter_builder",
+            "interpreter_semantic",
+        ]
     )

@@ -33,7 +33,6 @@ from kir.ir import (
     Store,
     Var,
     const,
-    substitute,
     walk,
 )
 from kir.ops import identity, op

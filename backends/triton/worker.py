@@ -18,13 +18,13 @@ from typing import Any, TextIO
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import torch
 
-from kir.backends.triton.compile import load_module  # noqa: E402
-from kir.backends.triton.execute import run_plan  # noqa: E402
-from kir.backends.triton.interpreter import prepare, repair  # noqa: E402
-from kir.backends.triton.types import TYPES  # noqa: E402
+from kir.backends.triton.compile import load_module
+from kir.backends.triton.execute import run_plan
+from kir.backends.triton.interpreter import prepare, repair
+from kir.backends.triton.types import TYPES
 
 VIEWS = {"bfloat16": np.int16, "uint16": np.uint16}
 
