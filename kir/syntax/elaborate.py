@@ -69,7 +69,11 @@ class KernelElaborator:
     ) -> tuple[str, tuple[Dim, ...], tuple[Param, ...], tuple[Param, ...], tuple[Expr, ...]]:
         name, dims, inputs, outputs, constraints = tree.children[:5]
         if str(name) in KEYWORDS:
-            raise ParseError(f"`{name}` is a word of the language", span=span_of(name))
+            raise ParseError(
+                f"`{name}` is a word of the language",
+                span=span_of(name),
+                hint=f"call it `{name}_` or something better",
+            )
         found = tuple(self._dim(d) for d in dims.children)
         ins = tuple(self._param(p, "input") for p in inputs.children)
         outs = tuple(self._param(p, "output") for p in outputs.children)
@@ -152,7 +156,7 @@ class KernelElaborator:
         update = str(assign)[:-1]
         known, tensor = self.scope.find(str(token))
         if known and tensor is None:
-            raise ScopeError(f"`{token}` is an index or a dim, not a tensor", span=span_of(token))
+            raise _not_a_tensor(token)
         new = not known or (tensor is not None and tensor.dtype is None)
         if not update and (new or binds):
             return self._define(tree, token, places, value)
@@ -167,7 +171,11 @@ class KernelElaborator:
             )
         assert tensor.dtype is not None
         if binds:
-            raise ParseError("an update binds no index: loop around it", span=span_of(tree))
+            raise ParseError(
+                "an update binds no index",
+                span=span_of(tree),
+                hint=f"loop around it: `for i: N {{ {token}[i] {assign} ... }}`",
+            )
         indices = self._indices(token, tensor, places)
         stored = fit(self.expr(value), tensor.dtype, f"`{token}`")
         op = _UPDATES.get(update, update) or None
@@ -303,9 +311,11 @@ class KernelElaborator:
     def _indices(self, token: Token, tensor: Tensor, places: Sequence[Node]) -> tuple[Expr, ...]:
         if len(places) != len(tensor.shape):
             rank = len(tensor.shape)
+            indices = ", ".join("ijklmnpq"[d % 8] for d in range(rank))
             raise ShapeError(
                 f"`{token}` has {rank} dim{'s' * (rank != 1)}, and {len(places)} indices are given",
                 span=span_of(token),
+                hint=f"write `{token}[{indices}]`" if rank else f"write `{token}` alone",
             )
         return tuple(self.index(p) for p in places)
 
@@ -354,7 +364,7 @@ class KernelElaborator:
         if not known:
             raise self.scope.unknown(token, "tensor")
         if tensor is None:
-            raise ScopeError(f"`{token}` is an index or a dim, not a tensor", span=span)
+            raise _not_a_tensor(token)
         indices = self._indices(token, tensor, places)
         dtype = tensor.dtype
         if dtype is None:
@@ -419,7 +429,11 @@ class KernelElaborator:
         self, brackets: Sequence[Node] | None, args: Sequence[Node], span: Span | None
     ) -> Expr:
         if not brackets or len(brackets) != 1 or brackets[0].data != "name" or len(args) != 1:
-            raise ParseError("a bitcast is written `bitcast[f32](x)`", span=span)
+            raise ParseError(
+                "a bitcast names a dtype and takes one value",
+                span=span,
+                hint="write `bitcast[f32](x)`",
+            )
         dtype = self.dtype(brackets[0].children[0])
         value = self.expr(args[0])
         value = (
@@ -427,7 +441,9 @@ class KernelElaborator:
         )
         if value.dtype.bits != dtype.bits or bool_ in (value.dtype, dtype):
             raise DTypeError(
-                f"a bitcast keeps the width: {value.dtype} is not {dtype.bits} bits wide", span=span
+                f"a bitcast keeps the width: {value.dtype} is not {dtype.bits} bits wide",
+                span=span,
+                hint="cast to a type of that width first",
             )
         return Bitcast(value, dtype, span=span)
 
@@ -451,12 +467,17 @@ class KernelElaborator:
         elif name in ("sum", "prod") and body.dtype in NARROW_FLOATS:
             body = Cast(body, DTYPES["f32"], span=body.span)
         if name in ARG_REDUCTIONS and len(axes) != 1:
-            raise ShapeError(f"`{name}` takes one index", span=span)
+            raise ShapeError(
+                f"`{name}` takes one index",
+                span=span,
+                hint="reduce one axis at a time, or reshape into one axis",
+            )
         wants_bool = name in ("any", "all")
         if wants_bool != body.dtype.is_bool:
             raise DTypeError(
                 f"`{name}` reduces {'bools' if wants_bool else 'numbers'}, not {body.dtype}",
                 span=span,
+                hint="compare: `x[j] != 0`" if wants_bool else "cast with `i32(...)`, or use `any`",
             )
         return Reduce(name, axes, where, body, span=span)
 
@@ -471,6 +492,14 @@ def _places(assign: Node) -> list[Node]:
     """The trees between the brackets on the left of an assignment."""
     left = assign.children[1]
     return list(left.children) if isinstance(left, Tree) and left.data == "places" else []
+
+
+def _not_a_tensor(token: Token) -> ScopeError:
+    return ScopeError(
+        f"`{token}` is an index or a dim, not a tensor",
+        span=span_of(token),
+        hint=f"its value is `{token}` alone",
+    )
 
 
 def _article(role: str) -> str:

@@ -43,7 +43,11 @@ def _literal(e: Const, dtype: DType) -> Const:
         )
     if not dtype.holds(int(e.value)):
         low, high = dtype.limits()
-        raise DTypeError(f"{e.value} does not fit {dtype} ({low} to {high})", span=e.span)
+        raise DTypeError(
+            f"{e.value} does not fit {dtype} ({low} to {high})",
+            span=e.span,
+            hint="cast the other operand to a wider dtype",
+        )
     return Const(int(e.value), dtype, span=e.span)
 
 

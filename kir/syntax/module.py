@@ -60,7 +60,11 @@ def graph(tree: Node, kernels: dict[str, Kernel]) -> Graph:
         calls.append(call)
     for output in outputs:
         if output.name not in tensors:
-            raise ScopeError(f"output `{output.name}` is never computed", span=output.span)
+            raise ScopeError(
+                f"output `{output.name}` is never computed",
+                span=output.span,
+                hint=f"end with `{output.name} = kernel(...)`",
+            )
     return Graph(
         name, dims, inputs, outputs, constraints, tuple(calls), span=span_of(tree.children[0])
     )
@@ -88,6 +92,7 @@ def _check_call(call: Call, kernel: Kernel, tensors: Known, outputs: Known) -> N
             raise ShapeError(
                 f"`{kernel.name}` has {len(params)} {what}, and {len(given)} are given",
                 span=call.span,
+                hint="they are: " + ", ".join(p.name for p in params),
             )
     names = {d.name for d in kernel.dims}
     for dim, _ in call.dims:
@@ -103,7 +108,9 @@ def _check_call(call: Call, kernel: Kernel, tensors: Known, outputs: Known) -> N
         _same_type(call, arg, tensors[arg], param)
     for result, param in zip(call.results, kernel.outputs):
         if result in tensors:
-            raise DuplicateNameError(f"`{result}` is already computed", span=call.span)
+            raise DuplicateNameError(
+                f"`{result}` is already computed", span=call.span, hint="choose another name"
+            )
         if result in outputs:
             _same_type(call, result, outputs[result], param)
         tensors[result] = (param.type, len(param.shape))
@@ -112,7 +119,11 @@ def _check_call(call: Call, kernel: Kernel, tensors: Known, outputs: Known) -> N
 def _same_type(call: Call, name: str, known: tuple[DType, int], param: Param) -> None:
     dtype, rank = known
     if dtype != param.type:
-        raise DTypeError(f"`{name}` is {dtype}, and `{param.name}` is {param.type}", span=call.span)
+        raise DTypeError(
+            f"`{name}` is {dtype}, and `{param.name}` is {param.type}",
+            span=call.span,
+            hint="convert it in a kernel of its own",
+        )
     if rank != len(param.shape):
         raise ShapeError(
             f"`{name}` has {rank} dims, and `{param.name}` has {len(param.shape)}", span=call.span

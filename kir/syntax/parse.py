@@ -161,7 +161,23 @@ def _syntax_error(error: UnexpectedInput, source: Source) -> ParseError:
         shown = f"`{char}`" if char.isprintable() else f"the character U+{ord(char):04X}"
         message, width, allowed = f"{shown} was not expected here", 1, error.allowed or set()
     span = Span(line, column, line, column + width)
-    return ParseError(message, span=span, source=source, hint=_expected(set(allowed)))
+    hint = _unclosed(source.text) if message.endswith("too early") else _expected(set(allowed))
+    return ParseError(message, span=span, source=source, hint=hint)
+
+
+def _unclosed(text: str) -> str | None:
+    """Which bracket still waits for its partner at the end of the text."""
+    waiting: list[tuple[str, int]] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        for char in line.split("#", 1)[0]:
+            if char in _OPEN:
+                waiting.append((char, number))
+            elif char in _CLOSE and waiting:
+                waiting.pop()
+    if not waiting:
+        return "something is missing here: docs/language.md has the grammar"
+    char, number = waiting[-1]
+    return f"the `{char}` of line {number} is not closed"
 
 
 def _expected(allowed: set[str]) -> str | None:

@@ -1,0 +1,5 @@
+"""`python -m kir` is the command `kir`."""
+
+from kir.cli import main
+
+main()
