@@ -141,19 +141,19 @@ def _out_of_bounds(model: Model, found: Escape) -> BoundsError:
     extent = found.access.decl.shape[found.dim]
     allowed = f"allowed is 0 <= {_show(index)} < {_show(extent)}"
     what = f"index {found.dim} of {describe(a)}"
-    if not found.values or not found.certain:
-        guess = f" (perhaps {found.index}{_given(found.values)})" if found.values else ""
+    if not found.affine:
         return BoundsError(
-            f"{what} is not shown to be in bounds: {allowed}{guess}", node=a.node, hint=SPECIALISE
+            f"{what} is not shown to be in bounds: {allowed}", node=a.node, hint=SPECIALISE
         )
     mask = f"{_show(index)} < {_show(extent)}"
     if found.index is not None and found.index < 0:
         mask = f"{_show(index)} >= 0"
+    takes = "takes" if found.certain else "may take"
     hint = f"add `where {mask}` to the loop"
     if a.kind == "read":
         hint += f", or read with a fill: `{_text(a)} else ...`"
     return BoundsError(
-        f"{what} takes the value {found.index}, outside of its extent {found.extent}"
+        f"{what} {takes} the value {found.index}, outside of its extent {found.extent}"
         f"{_given(found.values)}; {allowed}",
         node=a.node,
         hint=hint,
@@ -243,7 +243,8 @@ def coverage(model: Model, report: Report) -> Iterator[KirError]:
             node=decl.node,
             hint="let the stores cover all of it"
             if exact
-            else f"store a first value everywhere; {SPECIALISE}",
+            else "store a first value everywhere: a store under a condition on data, or at an "
+            "index that is read or not affine, is not known to happen",
         )
 
 

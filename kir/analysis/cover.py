@@ -6,17 +6,20 @@ from dataclasses import dataclass, field
 
 from kir.analysis.model import Access, AxisFrame, Decl, Frames, Model
 from kir.analysis.sets import Env, Text, Undecided, difference, point, sample, solve
-from kir.ir import Expr, Node, Read, walk
+from kir.ir import Expr, Read, walk
 
 
 @dataclass(frozen=True)
 class Escape:
-    """An index that may be out of bounds. `certain` is False where what is not affine, or data,
-    decides; `values` is an example of dims and indices, empty where isl gave up."""
+    """An index that may be out of bounds, at `values` for example (none where isl gave up).
+
+    `affine` tells whether the index itself is; `certain` whether all that guards it is, too.
+    """
 
     access: Access
     dim: int
-    certain: bool
+    affine: bool = False
+    certain: bool = False
     values: dict[str, int] = field(default_factory=dict)
     index: int | None = None
     extent: int | None = None
@@ -43,15 +46,16 @@ def escape(model: Model, access: Access) -> Escape | None:
         try:
             found = _violation(model, access, [dim])
         except Undecided:
-            return Escape(access, dim, False)
+            return Escape(access, dim)
         if found is not None:
             return found
-    return Escape(access, 0, False)  # no single dim was shown to leave, and not all to stay
+    return Escape(access, 0)  # no single dim was shown to leave, and not all to stay
 
 
 def _violation(model: Model, access: Access, dims: range | list[int]) -> Escape | None:
     text = Text(model)
     env = text.enter(access.frames)
+    certain, text.exact = text.exact, True
     elements, extents = [], []
     for d in dims:
         text.dims += [f"e{d}", f"s{d}"]
@@ -68,6 +72,7 @@ def _violation(model: Model, access: Access, dims: range | list[int]) -> Escape 
         access,
         dims[0],
         text.exact,
+        text.exact and certain,
         _named(text, found),
         values[elements[0]],
         values[extents[0]],
@@ -212,8 +217,3 @@ def _before(text: Text, env: Env, access: Access, writer: Access) -> str:
 
 def _unshared(access: Access, shared: Frames) -> list[AxisFrame]:
     return [f for f in access.axes if f.loop is not None and f not in shared]
-
-
-def place(access: Access) -> Node:
-    """The node to underline for an access."""
-    return access.node

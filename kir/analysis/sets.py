@@ -49,7 +49,7 @@ def sample(found: isl.Set) -> tuple[tuple[str, int], ...] | None:
     try:
         if found.is_empty():
             return None
-        for limit in (4, 200, 5000, None):
+        for limit in (1, 2, 4, 200, 5000, None):
             small = found if limit is None else _within(found, limit)
             p = small.sample_point()
             if not p.is_void():
