@@ -16,7 +16,8 @@ from kir.interpret.bounded import Bounded, WithBounds
 from kir.interpret.domain import AsWritten, Domain, Value
 from kir.interpret.evaluate import Evaluator
 from kir.ir import Call, Graph, Kernel, Module, Param
-from kir.specialise import evaluate, infer_dims, specialise
+from kir.specialise import evaluate as evaluate_dim
+from kir.specialise import infer_dims, specialise
 
 __all__ = ["Bounded", "oracle", "oracle_graph", "run", "run_graph"]
 
@@ -128,7 +129,7 @@ def call_dims(
     given: Mapping[str, Value],
 ) -> dict[str, int]:
     """The dims of one call, from its arguments' shapes and its own bindings."""
-    bindings = {name: int(evaluate(e, values)) for name, e in call.dims}
+    bindings = {name: int(evaluate_dim(e, values)) for name, e in call.dims}
     shapes = {name: planes[0].shape for name, planes in given.items()}
     try:
         return infer_dims(kernel, shapes, bindings)

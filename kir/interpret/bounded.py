@@ -346,7 +346,7 @@ def _combine(op: str, v: Array, e: Array, roundings: int, dtype: DType) -> Value
         return total, np.where((np.broadcast_to(e, v.shape) > 0).any(axis=0), np.inf, 0.0)
     if op in ("max", "min"):
         return _combine_extreme(op, v, e)
-    wild = np.isinf(e).any(axis=0) if e.ndim and e.any() else np.zeros((), np.bool_)
+    wild = np.asarray(np.isinf(e).any(axis=0) if e.ndim else np.False_)
     if op == "add":
         total = np.add.reduce(v, axis=0) + 0.0
         size = np.add.reduce(np.abs(v), axis=0)
@@ -411,7 +411,7 @@ def _scatter_bound(
     count = np.zeros(m.shape)
     np.add.at(count, places, 1.0)
     hit = count > 0
-    loose: Array = np.isinf(me)
+    loose: Array = np.asarray(np.isinf(me))
     np.logical_or.at(loose, places, np.isinf(e))
     if op == "add":
         size, errors = np.abs(old), me.copy()

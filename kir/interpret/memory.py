@@ -98,8 +98,11 @@ def view(plane: Array, place: Strided, frame: Sequence[int], writeable: bool = F
     shape = tuple(frame[p] if p in place.steps else 1 for p in reversed(range(depth)))
     size = plane.itemsize
     strides = tuple(place.steps.get(p, 0) * size for p in reversed(range(depth)))
-    flat = plane.reshape(-1)
-    return as_strided(flat[place.constant :], shape, strides, writeable=writeable)
+    flat = plane.reshape(-1)[place.constant :]
+    if plane.dtype.isbuiltin == 1:
+        return as_strided(flat, shape, strides, writeable=writeable)
+    bits = as_strided(flat.view(f"u{size}"), shape, strides, writeable=writeable)
+    return bits.view(plane.dtype)  # `as_strided` knows NumPy's own dtypes only
 
 
 def distinct(place: Strided, frame: Sequence[int]) -> bool:
