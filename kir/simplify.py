@@ -400,14 +400,15 @@ class _Simplifier:
                 None if above is None else divide(above, d),
             )
         if e.name in ("floordiv", "cdiv", "tdiv"):  # a symbolic divisor that is at least 0
-            (below, above), (least, _) = self.interval(e.args[0]), self.interval(e.args[1])
-            if below is not None and below >= 0 and least is not None and least >= 0:
+            below, above = self.interval(e.args[0])
+            floor = self.interval(e.args[1])[0]
+            if below is not None and below >= 0 and floor is not None and floor >= 0:
                 return 0, above
         if e.name in ("max", "min", "select"):
             a, b = self.interval(e.args[-2])
-            c, d = self.interval(e.args[-1])
-            lows = [x for x in (a, c) if x is not None]
-            highs = [x for x in (b, d) if x is not None]
+            least, most = self.interval(e.args[-1])
+            lows = [x for x in (a, least) if x is not None]
+            highs = [x for x in (b, most) if x is not None]
             if e.name == "max":
                 return max(lows, default=None), max(highs) if len(highs) == 2 else None
             if e.name == "min":
