@@ -104,22 +104,26 @@ class ScopeError(KirError):
 
 
 class BoundsError(KirError):
+    exit_code = 1  # the kernel is at fault, not the way it was given
     title = "out of bounds"
 
 
 class RaceError(KirError):
     """A `grid` whose iterations depend on one another."""
 
+    exit_code = 1
     title = "race"
 
 
 class PromiseError(KirError):
     """A `tile` or `unroll` that breaks its promise: carried dependence, extent not constant."""
 
+    exit_code = 1
     title = "broken promise"
 
 
 class UnwrittenError(KirError):
+    exit_code = 1
     title = "output not written"
 
 

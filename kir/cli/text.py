@@ -41,13 +41,13 @@ def check(
 ) -> None:
     """Parse, type, and prove bounds, races, promises and coverage; every error with its place."""
     records: list[dict[str, object]] = []
-    failed = False
+    code = 0
     for path in files:
         try:
             errors = _check_file(path, parse_shape(shape))
         except KirError as error:  # one bad file does not hide the errors of the next
             errors = [error]
-        failed = failed or bool(errors)
+        code = max([code, *(e.exit_code for e in errors)])
         for found in errors:
             records.append({"file": str(path), "error": type(found).__name__,
                             "message": found.message, "hint": found.hint})  # fmt: skip
@@ -56,9 +56,9 @@ def check(
         if not errors and not as_json:
             typer.echo(f"{path}: ok")
     if as_json:
-        emit_json({"ok": not failed, "errors": records})
-    if failed:
-        raise typer.Exit(2)
+        emit_json({"ok": code == 0, "errors": records})
+    if code:
+        raise typer.Exit(code)
 
 
 def _check_file(path: Path, dims: dict[str, int]) -> list[KirError]:
