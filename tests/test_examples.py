@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from example_cases import CASES, EXAMPLES, Array, Case, Dims
 
+from kir.backends.triton import BACKEND as TRITON
 from kir.check import check_kernel, check_module
+from kir.graphs import resolve
 from kir.inputs import random_inputs
 from kir.interpret import Bounded, oracle, oracle_graph, run, run_graph
 from kir.ir import Graph, Kernel, Module
@@ -18,11 +20,16 @@ from kir.specialise import specialise
 from kir.syntax import format_kernel, format_module, parse, parse_kernel
 
 EACH = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-EACH_SIZE = pytest.mark.parametrize(
-    ("case", "dims"),
-    [(c, d) for c in CASES for d in c.sizes],
-    ids=lambda x: x.name if isinstance(x, Case) else "-".join(map(str, x.values())),
-)
+
+
+def each(pairs: list[tuple[Case, Dims]]) -> pytest.MarkDecorator:
+    """A test for each example and sizes, called `softmax-3-5`."""
+    names = ["-".join([case.name, *map(str, dims.values())]) for case, dims in pairs]
+    return pytest.mark.parametrize(("case", "dims"), pairs, ids=names)
+
+
+EACH_SIZE = each([(c, d) for c in CASES for d in c.sizes])
+FIRST_AND_LAST = each([(c, d) for c in CASES for d in (c.sizes[0], c.sizes[-1])])
 
 
 @cache
@@ -153,3 +160,35 @@ def test_on_the_cpu_for_constant_shapes(case: Case) -> None:
     inputs = inputs_of(case, dims)
     executable = compile(item(case), "cpu", dims, module=load(case))
     assert_right(executable(inputs, dims), case, inputs, dims)
+
+
+def on_triton(kernel: Kernel, inputs: Mapping[str, Array], dims: Dims) -> dict[str, Array]:
+    """The default schedule for NVIDIA, run by Triton's interpreter; parameters are constants."""
+    fixed = {d.name: dims[d.name] for d in kernel.dims if d.default is not None}
+    spec, goal = specialise(kernel, fixed), Target("nvidia")
+    scheduled = schedule(spec, choose_steps(spec, goal))
+    check_kernel(scheduled)
+    artifact = TRITON.lower(scheduled, goal.name, goal.chip, "source")
+    return TRITON.load(artifact, interpret=True)(inputs, dims)
+
+
+@pytest.mark.triton
+@FIRST_AND_LAST
+def test_on_tritons_interpreter(case: Case, dims: Dims) -> None:
+    pytest.importorskip("triton", reason="the extra `triton` is not installed")
+    inputs = inputs_of(case, dims)
+    program = item(case)
+    if isinstance(program, Kernel):
+        assert_right(on_triton(program, inputs, dims), case, inputs, dims)
+        return
+    tensors = dict(inputs)
+    for step in resolve(load(case), program, dims):
+        given = {
+            p.name: tensors[a] for p, a in zip(step.kernel.inputs, step.call.args, strict=True)
+        }
+        made = on_triton(step.kernel, given, step.dims)
+        tensors |= {
+            r: made[p.name] for p, r in zip(step.kernel.outputs, step.call.results, strict=True)
+        }
+    outputs = {p.name: tensors[p.name] for p in program.outputs}
+    assert_right(outputs, case, inputs, dims)
