@@ -67,10 +67,17 @@ class CuteBackend(Backend):
             report = read_report(ptx, cubin, launch)
         return Artifact(kernel, target, arch, stages, launch, report)
 
-    def load(self, artifact: Artifact) -> Executable:
-        from kir.backends.cute.driver import CuteExecutable
+    def load(self, artifact: Artifact, interpret: bool = False) -> Executable:
+        """On this machine's GPU, or with `interpret` the PTX in the emulator (`ptx.py`).
 
-        return CuteExecutable(artifact)
+        MissingHardwareError where there is no GPU that the artifact is for; UsageError where the
+        artifact was not compiled.
+        """
+        from kir.backends.cute.executable import EmulatedExecutable, GpuExecutable
+
+        if "ptx" not in artifact.stages:
+            raise UsageError("the artifact holds no PTX", hint="lower it without `--emit source`")
+        return EmulatedExecutable(artifact) if interpret else GpuExecutable(artifact)
 
 
 BACKEND = CuteBackend()
