@@ -144,6 +144,19 @@ def _near(name: str, known: Sequence[str], what: str) -> str:
     return f"did you mean {listed}?" if near else f"its {what} are {listed}"
 
 
+def require_loops(kernel: Kernel, body: Iterable[Stmt]) -> None:
+    """RewriteError where there are definitions or reductions in `body` still."""
+    for stmt in body:
+        for node in walk(stmt):
+            if isinstance(node, Define | Reduce):
+                refuse(
+                    kernel,
+                    "this is not in loops yet",
+                    node=node,
+                    hint="`loops()` makes loops and buffers of definitions and reductions",
+                )
+
+
 # --- names -----------------------------------------------------------------------------------
 
 

@@ -137,6 +137,13 @@ def reorder_conflict(kernel: Kernel, nest: Sequence[Loop], order: Sequence[Loop]
     return reorder_legal(kernel, nest, order)
 
 
+def stored_in(conditions: Iterable[Expr], body: Block) -> bool:
+    """Whether a condition reads a tensor that `body` stores to: then it matters when it is
+    evaluated."""
+    reads = {n.tensor for c in conditions for n in walk(c) if isinstance(n, Read)}
+    return any(a.op != "read" and a.tensor in reads for a in accesses(body))
+
+
 def _clash(a: Access, b: Access) -> bool:
     return not (a.op == b.op == "read") and not (a.op == b.op != "write")
 

@@ -40,6 +40,7 @@ from kir.rewrites.base import (
     refuse,
     reindex,
     replace_stmt,
+    require_loops,
     var_names,
 )
 from kir.rewrites.legality import (
@@ -51,6 +52,7 @@ from kir.rewrites.legality import (
     fusion_conflict,
     parallel_conflict,
     reorder_conflict,
+    stored_in,
 )
 from kir.simplify import linear, simplify
 
@@ -176,6 +178,9 @@ class Reorder(Rewrite):
         return chain
 
     def _permuted(self, kernel: Kernel, chain: list[Loop], order: list[str]) -> Loop:
+        for loop in chain:
+            if stored_in(loop.where, chain[-1].body):
+                refuse(kernel, "a mask reads what the body stores", node=loop)
         by_name = {loop.axis.name: loop for loop in chain}
         for depth, name in enumerate(order):
             late = var_names(by_name[name].axis.extent) & set(order[depth:])
@@ -284,7 +289,7 @@ class Fuse(Rewrite):
         where = tuple(substitute(c, here) for c in b.where)
         body = tuple(substitute(s, here) for s in b.body)
         hints = tuple(dict((*b.hints, *a.hints)).items())
-        if where == a.where:
+        if where == a.where and not stored_in(where, a.body):
             return replace(a, body=a.body + body, hints=hints)
         both = (*guarded(a.where, a.body), *guarded(where, body))
         return replace(a, where=(), body=both, hints=hints)
@@ -320,6 +325,9 @@ class Fission(Rewrite):
 
     def edit(self, kernel: Kernel) -> Kernel:
         loop = find_loop(kernel, self.loop)
+        require_loops(kernel, (loop,))
+        if stored_in(loop.where, loop.body):
+            refuse(kernel, f"the mask of `{self.loop}` reads what its body stores", node=loop)
         groups = self._groups(kernel, loop)
         expanded, inits, pieces = self._pieces(kernel, loop, groups)
         if len(pieces) < 2:
@@ -488,6 +496,7 @@ class Unroll(Rewrite):
         extent = extent_of(loop)
         if extent is None:
             refuse(kernel, f"the extent of `{self.loop}` is not constant", node=loop)
+        require_loops(kernel, (loop,))
         size = sum(isinstance(n, Stmt) for n in walk(loop)) - 1
         if extent * size > UNROLL_LIMIT:
             refuse(kernel, f"unrolling would make {extent * size} statements", node=loop)

@@ -101,6 +101,7 @@ class _Lowering:
             s.name for top in kernel.body for s in walk(top) if isinstance(s, Define | Buffer)
         }
         self.used = {d.name for d in kernel.dims} | {p.name for p in kernel.params} | tensors
+        self.dims = {d.name for d in kernel.dims}
         self.unclaimed = tensors - self.outputs
         self.names: dict[int, str] = {}  # by id of the Define or Buffer
         self.hoisted: dict[str, list[Stmt]] = {}  # buffers to put before a loop, by its new name
@@ -210,13 +211,14 @@ class _Lowering:
         outer: list[_Ahead],
     ) -> Block:
         """Loops over `axes` around `body`, with what must be computed ahead placed as far out as
-        the indices it needs allow; what needs none of the axes goes to `outer`. Under a `where`
-        all stays inside, since its reads may be in bounds only there."""
+        the indices it needs allow; what needs none of the axes goes to `outer`. Under a `where`,
+        or an extent that depends on indices, all stays inside: only there may it be in bounds."""
         names = [a.name for a in axes]
+        pinned = bool(where) or any(free_vars(a.extent) - self.dims for a in axes)
         placed: list[list[_Ahead]] = [[] for _ in axes]
         for item in ahead:
             depth = max((k for k, n in enumerate(names) if n in item.needs), default=-1)
-            if where:
+            if pinned:
                 depth = len(axes) - 1
             (placed[depth] if depth >= 0 else outer).append(item)
         masked: tuple[Expr, ...] = where

@@ -35,6 +35,7 @@ from kir.rewrites.base import (
     refuse,
     reindex,
     replace_stmt,
+    require_loops,
     var_names,
 )
 from kir.rewrites.legality import accesses
@@ -121,6 +122,7 @@ class Contract(Rewrite):
         if buffer.init is not None and any(isinstance(n, Read) for n in walk(buffer.init)):
             refuse(kernel, f"`{self.buffer}` is set from a tensor where it stands", node=buffer)
         block = _block_of(kernel.body, buffer)
+        require_loops(kernel, block)
         path = self._path(block)
         for depth in range(len(path), -1, -1):
             if depth and not isinstance(path[depth - 1], Loop):

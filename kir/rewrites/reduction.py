@@ -34,6 +34,7 @@ from kir.rewrites.base import (
     path_to,
     refuse,
     reindex,
+    require_loops,
 )
 from kir.rewrites.legality import accesses
 
@@ -77,6 +78,7 @@ class RFactor(Rewrite):
             )
         if acc.shape:
             refuse(kernel, f"`{self.acc}` is not a scalar", node=acc)
+        require_loops(kernel, (loop,))
         update = self._update(kernel, acc, loop)
         used = names_in(kernel)
         if self.partial is not None and self.partial in used:

@@ -36,6 +36,7 @@ from kir.rewrites.base import (
     path_to,
     refuse,
     replace_stmt,
+    require_loops,
     var_names,
 )
 from kir.rewrites.legality import accesses
@@ -92,6 +93,7 @@ class Stage(Rewrite):
     def edit(self, kernel: Kernel) -> Kernel:
         loop = find_loop(kernel, self.loop)
         space = check_space(kernel, self.space, loop)
+        require_loops(kernel, (loop,))
         dtype, shape = self._declared(kernel, loop)
         reads = self._reads(kernel, loop)
         windows = [
