@@ -27,7 +27,7 @@ STEPS = (
     ("lower to PTX by Triton", "lower {softmax} --target nvidia --emit ptx -o {out}/softmax.ptx"),
     (
         "lower to PTX by CuTe DSL",
-        "lower {softmax} --target nvidia --via cute --arch sm_90a --emit ptx -o {out}/softmax_cute.ptx",
+        "lower {softmax} --target nvidia --via cute --arch sm_90a --emit ptx -o {out}/cute.ptx",
     ),
     (
         "lower to an AMD code object",
