@@ -150,7 +150,7 @@ def kernel(*body: Stmt) -> Kernel:
 
 
 def extents(outer: str | None) -> st.SearchStrategy[Expr]:
-    choices: list[Expr] = [Var("N"), const(3), op("cdiv", Var("N"), const(2))]
+    choices: list[Expr] = [Var("N"), const(3), const(2), op("cdiv", Var("N"), const(2))]
     if outer:
         choices.append(op("add", Var(outer), const(1)))
     return st.sampled_from(choices)
@@ -163,7 +163,7 @@ def nests(draw: st.DrawFn) -> Kernel:
 
 
 DIMS = [{"N": n} for n in range(5)]
-EXAMPLES = settings(derandomize=True, deadline=None, max_examples=150)
+EXAMPLES = settings(derandomize=True, deadline=None, max_examples=60)
 
 
 def carried(events: list[Event], name: str) -> set[tuple[int, int]]:

@@ -18,7 +18,8 @@ from kir.analysis.model import Access, AxisFrame, Frames, Model, model_of
 from kir.analysis.sets import Env, Text, Undecided, point
 from kir.dtypes import DType
 from kir.errors import UnknownNameError
-from kir.ir import Define, Kernel, Loop, Node, Read, Store, Var, walk
+from kir.ir import Const, Define, Expr, Kernel, Loop, Node, Read, Reduce, Store, Var, walk
+from kir.simplify import Interval, Linear, interval, linear
 
 LoopRef = str | Loop | AxisFrame
 
@@ -202,7 +203,7 @@ def meeting(
 ) -> Conflict | None:
     """An element that `a` and `b` both touch in iterations where every (axis of a, axis of b,
     comparison) of `relation` holds, the axes in `shared` being equal. None where there is none."""
-    if _told_apart(a, b, relation):
+    if _told_apart(model, a, b, shared, relation):
         return None
     text = Text(model, written)
     first = text.enter(a.frames, "a", shared)
@@ -246,13 +247,50 @@ def _vars(e: Node) -> list[Var]:
     return [n for n in walk(e) if isinstance(n, Var)]
 
 
-def _told_apart(a: Access, b: Access, relation: Sequence[tuple[AxisFrame, AxisFrame, str]]) -> bool:
-    """Quickly: some dim is indexed by the two iterations themselves, which differ."""
-    different = {(x.name, y.name) for x, y, sign in relation if sign != "="}
-    return any(
-        isinstance(i, Var) and isinstance(j, Var) and (i.name, j.name) in different
-        for i, j in zip(a.indices, b.indices, strict=True)
+def _told_apart(
+    model: Model,
+    a: Access,
+    b: Access,
+    shared: Frames,
+    relation: Sequence[tuple[AxisFrame, AxisFrame, str]],
+) -> bool:
+    """Quickly, with no set: in some dim the indices are `c*i + r` and `c*j + s` for the different
+    iterations i and j, and r and s are closer together than c."""
+    if len(relation) != 1 or relation[0][2] == "=":
+        return False
+    x, y, _ = relation[0]
+    common = {f.name for f in shared if isinstance(f, AxisFrame)}
+    common |= {d.name for d in model.kernel.dims}
+    for i, j in zip(a.indices, b.indices, strict=True):
+        one, two = linear(model.prepare(i)), linear(model.prepare(j))
+        step = one.terms.pop(Var(x.name), 0)
+        if not step or step != two.terms.pop(Var(y.name), 0):
+            continue
+        for atom in list(one.terms):  # what both share cancels
+            if atom in two.terms and one.terms[atom] == two.terms[atom] and _fixed(atom, common):
+                del one.terms[atom], two.terms[atom]
+        low, high = _bounds(model, one, a)
+        least, most = _bounds(model, two, b)
+        if None in (low, high, least, most):
+            continue
+        if high - least < abs(step) and most - low < abs(step):  # type: ignore[operator]
+            return True
+    return False
+
+
+def _fixed(atom: Expr, common: set[str]) -> bool:
+    """Whether an atom is made of dims and shared indices alone."""
+    return not any(isinstance(n, Read | Reduce) for n in walk(atom)) and all(
+        v.name in common for v in _vars(atom)
     )
+
+
+def _bounds(model: Model, form: Linear, a: Access) -> Interval:
+    ranges: dict[str, Interval] = {}
+    for f in a.axes:
+        extent = model.prepare(f.extent)
+        ranges[f.name] = (0, int(extent.value) - 1 if isinstance(extent, Const) else None)
+    return interval(form.build(), ranges)
 
 
 def _may_clash(a: Access, b: Access, private_to: AxisFrame | None, ordered: bool) -> bool:

@@ -162,13 +162,21 @@ class Text:
     def axis(self, f: AxisFrame, env: Env, shared: bool) -> Env:
         name = f"{f.name}_{f.number}" + ("" if shared else env.suffix)
         if name not in self.labels:
-            high = self.expr(f.extent, env)
             self.dims.append(name)
             self.labels[name] = f.name
-            self.where.append(f"0 <= {name} < {high}")
+            self.where.append(self.below(name, self.model.prepare(f.extent), env))
         extents = {**env.extents, f.name: f.extent}
         common = env.shared | {f.name} if shared else env.shared
         return Env({**env.names, f.name: name}, extents, env.suffix, common)
+
+    def below(self, name: str, extent: Expr, env: Env) -> str:
+        """`0 <= name < extent`; an extent that is a quotient needs no integer division for it."""
+        if isinstance(extent, Op) and extent.name in ("cdiv", "floordiv"):
+            x, d = extent.args
+            if isinstance(d, Const) and d.value > 0:
+                scaled = f"{d.value}*{name}" + (f" + {d.value - 1}" * (extent.name == "floordiv"))
+                return f"0 <= {name} and {scaled} < {self.affine(x, env)}"
+        return f"0 <= {name} < {self.affine(extent, env)}"
 
     def condition(self, e: Expr, env: Env) -> None:
         text = self.truth(self.model.prepare(e), env, True)
