@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 from kir.dtypes import DType, bool_, i64
@@ -332,12 +333,16 @@ class Module(Node):
 N = TypeVar("N", bound=Node)
 
 
+@cache
+def _parts(kind: type[Node]) -> tuple[str, ...]:
+    """The fields of a node class, but for its source place."""
+    return tuple(f.name for f in fields(kind) if f.name != "span")
+
+
 def children(node: Node) -> Iterator[Node]:
     """The nodes directly below `node`, in the order of its fields."""
-    for f in fields(node):
-        if f.name == "span":
-            continue
-        value = getattr(node, f.name)
+    for name in _parts(type(node)):
+        value = getattr(node, name)
         if isinstance(value, Node):
             yield value
         elif isinstance(value, tuple):
@@ -356,10 +361,8 @@ def walk(node: Node) -> Iterator[Node]:
 def rebuild(node: N, visit: Callable[[Node], Node]) -> N:
     """`node` with `visit` applied to each direct child; the same object where nothing changed."""
     changes: dict[str, Any] = {}
-    for f in fields(node):
-        if f.name == "span":
-            continue
-        old = getattr(node, f.name)
+    for name in _parts(type(node)):
+        old = getattr(node, name)
         new: Any = old
         if isinstance(old, Node):
             new = visit(old)
@@ -368,7 +371,7 @@ def rebuild(node: N, visit: Callable[[Node], Node]) -> N:
             if all(a is b for a, b in zip(new, old, strict=True)):
                 new = old
         if new is not old:
-            changes[f.name] = new
+            changes[name] = new
     return replace(node, **changes) if changes else node
 
 

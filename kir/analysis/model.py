@@ -155,6 +155,10 @@ class _Builder:
             d.name: const(d.default) for d in kernel.dims if d.default is not None
         }
         self.model = Model(kernel, values)
+        self.number = 0
+        self.recurrent = any(
+            isinstance(n, Define) and len(n.axes) < len(n.dims) for n in walk(kernel)
+        )
         scope: dict[str, Decl] = {}
         for p in kernel.inputs:
             scope[p.name] = self.declare(Decl(p.name, p.shape, "input", (), p, True))
@@ -167,7 +171,7 @@ class _Builder:
         return decl
 
     def axis(self, axis: Axis, loop: Loop | None = None) -> AxisFrame:
-        self.number = getattr(self, "number", 0) + 1
+        self.number += 1
         return AxisFrame(axis.name, axis.extent, self.number, loop)
 
     def block(
@@ -207,6 +211,8 @@ class _Builder:
 
     def recurrences(self, loop: Loop, frames: Frames, scope: dict[str, Decl]) -> None:
         """Declare outside of `loop` what is defined inside with a slice for each iteration."""
+        if not self.recurrent:
+            return
         extents = {n.axis.name: n.axis.extent for n in walk(loop) if isinstance(n, Loop)}
         for n in walk(loop):
             if not isinstance(n, Define) or n.name in scope:
