@@ -34,6 +34,7 @@ from kir.errors import (
     Source,
     UnwrittenError,
 )
+from kir.graphs import shape_errors
 from kir.ir import Axis, Buffer, Const, Define, Expr, Kernel, Module
 
 SPECIALISE = (
@@ -59,10 +60,12 @@ def check_kernel(kernel: Kernel, source: Source | None = None) -> Report:
 
 
 def check_module(module: Module, source: Source | None = None) -> list[KirError]:
-    """All faults of all kernels of a module, in the order of the text."""
+    """All faults of all kernels of a module, in the order of the text, then of its graphs."""
     found: list[KirError] = []
     for kernel in module.kernels().values():
         found += [e.at(source=source, kernel=kernel) for e in find_errors(kernel, Report())]
+    for graph in module.graphs().values():
+        found += [e.at(source=source) for e in shape_errors(module, graph)]
     return found
 
 

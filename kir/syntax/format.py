@@ -363,7 +363,7 @@ def wrap(line: str) -> str:
     indent = " " * (len(line) - len(line.lstrip()))
     done: list[str] = []
     while len(line) > MAX_WIDTH:
-        at = _break(line, len(indent) + 8)
+        at = _break(line, len(indent) + 32)
         if at is None:
             break
         done.append(line[:at].rstrip())
