@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
 from typing import Any, Literal, TypeVar
 
 from kir.dtypes import DType, bool_, i64
@@ -333,15 +332,20 @@ class Module(Node):
 N = TypeVar("N", bound=Node)
 
 
-@cache
-def _parts(kind: type[Node]) -> tuple[str, ...]:
-    """The fields of a node class, but for its source place."""
-    return tuple(f.name for f in fields(kind) if f.name != "span")
+_PARTS: dict[str, tuple[str, ...]] = {}
+
+
+def _parts(node: Node) -> tuple[str, ...]:
+    """The names of a node's fields, but for its source place; looked up once for each class."""
+    name = type(node).__name__
+    if name not in _PARTS:
+        _PARTS[name] = tuple(f.name for f in fields(node) if f.name != "span")
+    return _PARTS[name]
 
 
 def children(node: Node) -> Iterator[Node]:
     """The nodes directly below `node`, in the order of its fields."""
-    for name in _parts(type(node)):
+    for name in _parts(node):
         value = getattr(node, name)
         if isinstance(value, Node):
             yield value
@@ -361,7 +365,7 @@ def walk(node: Node) -> Iterator[Node]:
 def rebuild(node: N, visit: Callable[[Node], Node]) -> N:
     """`node` with `visit` applied to each direct child; the same object where nothing changed."""
     changes: dict[str, Any] = {}
-    for name in _parts(type(node)):
+    for name in _parts(node):
         old = getattr(node, name)
         new: Any = old
         if isinstance(old, Node):
