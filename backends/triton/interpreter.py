@@ -57,6 +57,17 @@ def _dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
     return interpreter.TensorHandle((product + d.data).astype(d.data.dtype), d.dtype.scalar)
 
 
+def _binary(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A comparison is an `int1`, not of its operands' type (which a splat would turn it into)."""
+
+    def apply(self: Any, *args: Any) -> Any:
+        made = original(self, *args)
+        is_bool = made.data.dtype == np.bool_
+        return interpreter.TensorHandle(made.data, tl.int1) if is_bool else made
+
+    return apply
+
+
 def _implicit(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def convert(arg: Any) -> Any:
         if type(arg) is int:
@@ -85,6 +96,7 @@ def repair() -> None:
     builder = interpreter.InterpreterBuilder
     interpreter._convert_float = _convert_float
     builder.create_dot = _dot
+    builder.binary_op = _binary(builder.binary_op)
     interpreter._implicit_cvt = _implicit(interpreter._implicit_cvt)
     interpreter.ReduceOps.apply_impl = _reduce(interpreter.ReduceOps.apply_impl)
     interpreter.interpreter_builder.options = interpreter.InterpreterOptions(

@@ -70,7 +70,9 @@ def mod(a, b):
     "cdiv": """
 def cdiv(a, b):
     # rounds up; 0 where b is 0
-    return -floordiv(-a, b)
+    q = tdiv(a, b)
+    r = a - q * b
+    return q + ((b != 0) & (r != 0) & ((r < 0) == (b < 0))).to(a.dtype)
 """,
     "udiv": """
 def udiv(a, b):
@@ -167,7 +169,7 @@ def f8e4m3_value(byte):
     small = ((size << 20) + 0x3C800000).to(tl.float32, bitcast=True) - 0.015625
     y = tl.where(size < 8, small, normal)
     y = tl.where(size == 0x7F, float("nan"), y)
-    return tl.where(b >= 0x80, y * -1.0, y)
+    return (y.to(tl.uint32, bitcast=True) | ((b & 0x80) << 24)).to(tl.float32, bitcast=True)
 """,
     "f8e5m2_bits": """
 def f8e5m2_bits(x):
