@@ -91,8 +91,8 @@ def _contraction(draft: Draft, found: Contraction, chip: Chip) -> bool:
     for name in made.grid:
         if not trial.attempt("bind", name, "grid"):
             return False
-    inside = [made.rows, made.columns] + [made.depth] * (tile is not None)
-    for name in (*inside, *(n for pair in made.epilogue for n in pair)):
+    block = (made.columns,) if tile is None else (made.rows, made.columns, made.depth)
+    for name in (*block, *(columns for _, columns in made.epilogue)):
         if not trial.attempt("bind", name, "tile"):
             return False
     if tile is None:  # the vector unit: lanes along the columns, the depth around them
@@ -101,9 +101,10 @@ def _contraction(draft: Draft, found: Contraction, chip: Chip) -> bool:
     return True
 
 
-def _stored(factor: Expr) -> str:
-    """The dtype a factor is stored in, its widening taken off."""
-    return (factor.value if isinstance(factor, Cast) else factor).dtype.name
+def _stored(factor: Expr) -> str | None:
+    """The dtype a factor is stored in, its widening taken off; None where it is computed."""
+    inner = factor.value if isinstance(factor, Cast) else factor
+    return inner.dtype.name if isinstance(inner, Read) else None
 
 
 # --- rows ------------------------------------------------------------------------------------
