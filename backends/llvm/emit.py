@@ -35,12 +35,14 @@ from kir.ir import (
     Kernel,
     Loop,
     Node,
+    Op,
     Param,
     Read,
     Reduce,
     Stmt,
     Store,
     const,
+    substitute,
     walk,
 )
 
@@ -268,8 +270,30 @@ class Code:
         end = self.access.value(s.axis.extent)
         if end.lanes:
             raise UnsupportedError("the extent of a loop differs from lane to lane", node=s)
-        with self.b.loop(integer(0), end) as index, self.bound(s, index), self.where(s.where):
+        where = []
+        for c in (c for e in s.where for c in conjuncts(e)):
+            limit = self._limit(s, c)
+            if limit is None:
+                where.append(c)
+            else:
+                end = self.b.intrinsic("llvm.smin", end, limit)
+        with self.b.loop(integer(0), end) as index, self.bound(s, index), self.where(where):
             self.block(s.body)
+
+    def _limit(self, s: Loop, condition: Expr) -> V | None:
+        """Where the loop may end early: the first index for which `index + a < b` fails."""
+        if not (isinstance(condition, Op) and condition.name == "lt") or reads_memory(condition):
+            return None
+        name = s.axis.name
+        left, right = condition.args
+        step, other = coefficient(left, name), coefficient(right, name)
+        if step is None or other is None or step - other != 1:
+            return None
+        if self.scope.lane is not None and mentions(condition, self.scope.lane.name):
+            return None
+        start: dict[str, Expr] = {name: const(0)}
+        here = [self.access.value(substitute(e, start)) for e in (right, left)]
+        return self.b.op("sub", here[0], here[1])
 
     def _unrolled(self, s: Loop) -> None:
         extent = _extent(s)

@@ -1,0 +1,219 @@
+"""How near the default schedules of the cpu come to this machine's limits.
+
+Each kernel and its limit alternate in one run (A B A B ...), with preallocated outputs: a copy of
+as many bytes as must move for elementwise and row kernels (`numpy.copyto`), and a loop of
+independent fused multiply-adds for the matrix product. The ratio of medians is reported, with one
+thread and with all cores; outputs are poisoned before and checked after.
+
+    python -m benchmarks.cpu_road [--size 4096] [--rounds 15] [-o benchmarks/results/cpu_road.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kir.backends.cpu import BACKEND
+from kir.backends.cpu.archs import machine_of
+from kir.backends.cpu.native import Loaded, load_object
+from kir.backends.llvm.compile import compile_object, versions
+from kir.check import check_kernel
+from kir.ir import Kernel
+from kir.pipeline import schedule
+from kir.plan.cpu import plan
+from kir.syntax import load, parse
+
+ROOT = Path(__file__).resolve().parent.parent
+Array = np.ndarray[Any, Any]
+
+
+def median_pair(ours: Callable[[], object], peer: Callable[[], object], rounds: int) -> list[float]:
+    """Median seconds of both, run in turn after a warm-up."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for n in range(rounds + 2):
+        for k, f in enumerate((ours, peer)):
+            start = time.perf_counter()
+            f()
+            if n >= 2:
+                times[k].append(time.perf_counter() - start)
+    return [statistics.median(t) for t in times]
+
+
+def read_kernel(name: str) -> Kernel:
+    module = parse(load(ROOT / "examples" / f"{name}.kir"))
+    return module.kernels()[name]
+
+
+def parallel_copy(threads: int, source: Array, target: Array) -> Callable[[], object]:
+    """numpy.copyto of flat arrays, in as many parts as there are threads."""
+    if threads == 1:
+        return lambda: np.copyto(target, source)
+    pool = ThreadPoolExecutor(threads)
+    parts = list(zip(np.array_split(source, threads), np.array_split(target, threads), strict=True))
+    return lambda: list(pool.map(lambda p: np.copyto(p[1], p[0]), parts))
+
+
+def references() -> dict[str, Callable[..., Array]]:
+    import math
+
+    erf = np.vectorize(math.erf, otypes=[np.float64])
+
+    def normalised(x: Array) -> Array:
+        d = x - x.mean(1, keepdims=True)
+        return d / np.sqrt((d * d).mean(1, keepdims=True) + 1e-5)
+
+    def shifted(x: Array) -> Array:
+        return x - x.max(1, keepdims=True)
+
+    return {
+        "add": lambda a, b: a + b,
+        "gelu": lambda x: 0.5 * x * (1 + erf(x * 0.70710677)),
+        "softmax": lambda x: np.exp(shifted(x)) / np.exp(shifted(x)).sum(1, keepdims=True),
+        "log_softmax": lambda x: shifted(x) - np.log(np.exp(shifted(x)).sum(1, keepdims=True)),
+        "layer_norm": lambda x, weight, bias: normalised(x) * weight + bias,
+        "rms_norm": lambda x, weight: x / np.sqrt((x * x).mean(1, keepdims=True) + 1e-6) * weight,
+        "matmul": lambda a, b: a @ b,
+    }
+
+
+def check(name: str, inputs: dict[str, Array], got: Array) -> float:
+    """The greatest error, relative to 1, on 16 rows computed in float64."""
+    rows = np.linspace(0, got.shape[0] - 1, 16).astype(int)
+    per_row = {n for n, a in inputs.items() if a.ndim == 2 and not (name == "matmul" and n == "b")}
+    some = [a[rows] if n in per_row else a for n, a in inputs.items()]
+    want = references()[name](*(a.astype(np.float64) for a in some))
+    error = float(np.max(np.abs(got[rows] - want) / (1 + np.abs(want))))
+    if not error < 1e-3:
+        raise SystemExit(f"{name} is wrong: {error}")
+    return error
+
+
+def make_inputs(kernel: Kernel, size: int) -> dict[str, Array]:
+    rng = np.random.default_rng()
+    return {
+        p.name: rng.standard_normal([size] * len(p.shape), dtype=np.float32) for p in kernel.inputs
+    }
+
+
+def bandwidth_case(name: str, size: int, threads: int, rounds: int) -> dict[str, Any]:
+    kernel = read_kernel(name)
+    scheduled = schedule(kernel, plan(kernel, machine_of("native").vector_bits))
+    check_kernel(scheduled)
+    run = BACKEND.with_threads(BACKEND.lower(scheduled, "cpu", "native"), threads)
+    inputs = make_inputs(kernel, size)
+    outputs = {p.name: np.full([size] * len(p.shape), np.nan, np.float32) for p in kernel.outputs}
+    moved = sum(a.nbytes for a in (*inputs.values(), *outputs.values()))
+    source, target = np.ones(moved // 8, np.float32), np.empty(moved // 8, np.float32)
+    copy = parallel_copy(threads, source, target)
+    ours, peer = median_pair(lambda: run(inputs, None, outputs), copy, rounds)
+    return {
+        "kernel": name, "threads": threads, "bytes": moved, "seconds": ours, "copy_seconds": peer,
+        "of_copy": peer / ours, "GB/s": moved / ours / 1e9, "copy GB/s": moved / peer / 1e9,
+        "error": check(name, inputs, next(iter(outputs.values()))),
+    }  # fmt: skip
+
+
+CHAINS = 10
+
+
+def fma_peak(threads: int) -> tuple[Callable[[], object], float, Loaded]:
+    """A loop of independent vector fused multiply-adds, and its floating-point operations."""
+    machine = machine_of("native")
+    lanes = machine.vector_bits // 32
+    ty = f"<{lanes} x float>"
+    names = range(CHAINS)
+    lines = [f"declare {ty} @llvm.fma.v{lanes}f32({ty}, {ty}, {ty})",
+             "define float @peak(i64 %n, float %s) {", "entry:",
+             f"  %a = insertelement {ty} poison, float %s, i64 0",
+             f"  %v = shufflevector {ty} %a, {ty} poison, <{lanes} x i32> zeroinitializer",
+             "  br label %loop", "loop:",
+             "  %i = phi i64 [ 0, %entry ], [ %m, %loop ]"]  # fmt: skip
+    lines += [f"  %x{k} = phi {ty} [ %v, %entry ], [ %y{k}, %loop ]" for k in names]
+    lines += [f"  %y{k} = call {ty} @llvm.fma.v{lanes}f32({ty} %x{k}, {ty} %v, {ty} %v)"
+              for k in names]  # fmt: skip
+    lines += ["  %m = add i64 %i, 1", "  %c = icmp slt i64 %m, %n",
+              "  br i1 %c, label %loop, label %out", "out:"]  # fmt: skip
+    total = "%y0"
+    for k in range(1, CHAINS):
+        lines.append(f"  %t{k} = fadd {ty} {total}, %y{k}")
+        total = f"%t{k}"
+    lines += [f"  %r = extractelement {ty} {total}, i64 0", "  ret float %r", "}"]
+    loaded = load_object(compile_object("\n".join(lines), machine), "peak")
+    peak = ctypes.CFUNCTYPE(ctypes.c_float, ctypes.c_int64, ctypes.c_float)(loaded.address)
+    steps = 4_000_000
+    flops = 2.0 * CHAINS * lanes * steps * threads
+    if threads == 1:
+        return lambda: peak(steps, 0.5), flops, loaded
+    pool = ThreadPoolExecutor(threads)
+    return lambda: list(pool.map(lambda _: peak(steps, 0.5), range(threads))), flops, loaded
+
+
+def matmul_case(size: int, threads: int, rounds: int) -> dict[str, Any]:
+    kernel = read_kernel("matmul")
+    scheduled = schedule(kernel, plan(kernel, machine_of("native").vector_bits))
+    check_kernel(scheduled)
+    run = BACKEND.with_threads(BACKEND.lower(scheduled, "cpu", "native"), threads)
+    inputs = make_inputs(kernel, size)
+    outputs = {"c": np.full((size, size), np.nan, np.float32)}
+    peak, peak_flops, _keep = fma_peak(threads)
+    ours, peer = median_pair(lambda: run(inputs, None, outputs), peak, rounds)
+    rate, limit = 2.0 * size**3 / ours, peak_flops / peer
+    return {
+        "kernel": "matmul", "threads": threads, "seconds": ours, "GFLOP/s": rate / 1e9,
+        "peak GFLOP/s": limit / 1e9, "of_peak": rate / limit,
+        "error": check("matmul", inputs, outputs["c"]),
+    }  # fmt: skip
+
+
+def machine_description() -> dict[str, Any]:
+    name = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = [x.split(":")[1].strip() for x in info.read_text().splitlines() if "model name" in x]
+        name = found[0] if found else name
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
+                            cwd=ROOT, check=False).stdout.strip()  # fmt: skip
+    return {"cpu": name, "llvm_cpu": machine_of("native").cpu, "cores": os.cpu_count(),
+            "load_before": os.getloadavg()[0], "commit": commit, "numpy": np.__version__,
+            **versions()}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--matmul-size", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args()
+    machine, rows = machine_description(), []
+    names = [n for n in references() if not options.only or n in options.only]
+    for threads in sorted({1, os.cpu_count() or 1}):
+        for name in names:
+            if name == "matmul":
+                row = matmul_case(options.matmul_size, threads, options.rounds)
+                print(f"{name:12} {threads} thread(s): {row['of_peak']:6.1%} of the FMA peak, "
+                      f"{row['GFLOP/s']:.0f} of {row['peak GFLOP/s']:.0f} GFLOP/s", flush=True)  # fmt: skip
+            else:
+                row = bandwidth_case(name, options.size, threads, options.rounds)
+                print(f"{name:12} {threads} thread(s): {row['of_copy']:6.1%} of a copy, "
+                      f"{row['GB/s']:.1f} of {row['copy GB/s']:.1f} GB/s", flush=True)  # fmt: skip
+            rows.append(row)
+    if options.output:
+        options.output.write_text(json.dumps({"machine": machine, "results": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
