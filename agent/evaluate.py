@@ -1,10 +1,11 @@
 """Evaluation of one candidate: in a child process that cannot take the search down with it.
 
-The child (`python -m kir.agent.worker`) has its own process group, session and folder, limits on
-memory, CPU time and file size that it sets on itself before it loads anything, a wall-clock limit
-that is kept from here, and an environment of a few named variables. Request and reply are JSON
-files; a reply is checked field by field, and anything else the child does is a failure with
-fitness 0. There is no network sandbox and no file sandbox here: KIR programs can do neither.
+A server process (`python -m kir.agent.worker`, started when first needed) has everything imported
+and forks one job per candidate; it never runs a candidate itself. A job has its own process group
+and folder, limits on memory, CPU time and file size that it sets on itself first, a wall-clock
+limit that is kept from here, and an environment of a few named variables. Requests and replies are
+JSON; a reply is checked field by field, and whatever else a job does is a failure with fitness 0.
+There is no sandbox of the network and the file system: KIR programs can reach neither.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import contextlib
 import json
 import math
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +31,11 @@ import kir.errors
 STATUSES = ("ok", "wrong", "refused", "crashed", "timeout", "memory")
 """What became of a candidate: verified and measured; verified and found wrong; refused by the
 checker, a rewrite or the backend; and what stopped the child otherwise."""
+REQUEST, REPLY, LOG = "request.json", "reply.json", "log"
+"""What a job's folder holds."""
 MAX_REPLY = 1 << 20
+START_SECONDS = 300.0
+"""How long a server may take to import everything, on a loaded machine."""
 _TAIL = 2000
 _KEPT = ("PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS")
 
@@ -83,7 +90,7 @@ class Evaluator(Protocol):
 class ChildEvaluator:
     """Evaluates in one fresh child process after the other.
 
-    `prepare` computes what is expected once, in a child too; its folder lives until `close`.
+    What is expected is computed once, in a child too; it is kept in a folder until `close`.
     `command` is the worker's; tests give a worker that misbehaves.
     """
 
@@ -98,8 +105,9 @@ class ChildEvaluator:
         self._limits = limits or Limits()
         self._command = command
         self._repeats = repeats
-        self._folder = Path(tempfile.mkdtemp(prefix="kir-tune-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="kir-tune-"))
         self._prepared = False
+        self._server: _Server | None = None
 
     def __enter__(self) -> ChildEvaluator:
         return self
@@ -108,7 +116,13 @@ class ChildEvaluator:
         self.close()
 
     def close(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _stop(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
 
     def evaluate(self, derivation: str) -> Verdict:
         if not self._prepared:
@@ -119,62 +133,115 @@ class ChildEvaluator:
         return self._run("evaluate", derivation)
 
     def _run(self, action: str, derivation: str) -> Verdict:
-        private = Path(tempfile.mkdtemp(prefix="job-", dir=self._folder))
-        request, reply = private / "request.json", private / "reply.json"
-        request.write_text(
-            json.dumps(
-                {
-                    "action": action,
-                    "problem": asdict(self._problem),
-                    "derivation": derivation,
-                    "expected": str(self._folder / "expected.npz"),
-                    "repeats": self._repeats,
-                    "limits": asdict(self._limits),
-                }
-            ),
-            encoding="utf-8",
-        )
+        private = Path(tempfile.mkdtemp(prefix="job-", dir=self.folder))
+        request = {
+            "action": action,
+            "problem": asdict(self._problem),
+            "derivation": derivation,
+            "expected": str(self.folder / "expected.npz"),
+            "repeats": self._repeats,
+            "limits": asdict(self._limits),
+        }
+        (private / REQUEST).write_text(json.dumps(request), encoding="utf-8")
         try:
-            code, tail = self._supervise([*self._command, str(request), str(reply)], private)
-            return _judge(code, tail, reply, self._limits)
+            if self._server is None:
+                self._server = _Server(self._command, self.folder, self._problem.target)
+            code = self._server.run({"folder": str(private)}, self._limits.seconds)
+            return _judge(code, _tail(private / LOG), private / REPLY, self._limits)
+        except _ServerEnded as error:
+            self._stop()
+            return Verdict("crashed", error=f"the worker ended: {error}")
         finally:
             shutil.rmtree(private, ignore_errors=True)
 
-    def _supervise(self, command: list[str], private: Path) -> tuple[int | None, str]:
-        """Run the child to its end; gives its exit code (None: out of time) and its last words."""
-        log = private / "log"
-        with log.open("wb") as sink:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
+
+class _Server:
+    """The forking process, and the conversation with it: one JSON value per line."""
+
+    def __init__(self, command: tuple[str, ...], folder: Path, target: str) -> None:
+        self._log = folder / "server.log"
+        self._partial = b""
+        with self._log.open("wb") as sink:
+            self._process = subprocess.Popen(
+                [*command, target],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 stderr=sink,
-                cwd=private,
-                env=_environment(private, self._folder),
+                cwd=folder,
+                env=_environment(folder),
                 start_new_session=True,
             )
-            try:
-                code: int | None = child.wait(self._limits.seconds)
-            except subprocess.TimeoutExpired:
-                code = None
-            finally:  # on Ctrl-C too; and what the child itself started goes with it
-                _kill_group(child.pid)
-                child.wait()
-        with log.open("rb") as source:
-            source.seek(max(0, log.stat().st_size - _TAIL))
-            return code, source.read().decode("utf-8", "replace").strip()
+
+    def stop(self) -> None:
+        _kill_group(self._process.pid)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def run(self, job: dict[str, str], seconds: float) -> int | None:
+        """Run one job to its end; gives its exit code, None where it ran out of time.
+
+        Raises _ServerEnded where the server did not live to tell.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(job).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise _ServerEnded(_tail(self._log)) from error
+        pid = self._answer(START_SECONDS)
+        if pid is None:
+            raise _ServerEnded("it does not answer")
+        try:
+            return self._answer(seconds)
+        finally:  # out of time, Ctrl-C; and what the job itself started goes with it
+            _kill_group(pid)
+            if self._waiting:
+                self._answer(START_SECONDS)
+
+    def _answer(self, seconds: float) -> int | None:
+        """The integer on the next line, None where there is none in time."""
+        assert self._process.stdout is not None
+        self._waiting = True
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._partial:
+            left = max(0.0, deadline - time.monotonic())
+            if not select.select([self._process.stdout], [], [], left)[0]:
+                return None
+            data = os.read(self._process.stdout.fileno(), 4096)
+            if not data:
+                raise _ServerEnded(_tail(self._log))
+            self._partial += data
+        line, _, self._partial = self._partial.partition(b"\n")
+        self._waiting = False
+        return int(line)
 
 
-def _environment(private: Path, shared: Path) -> dict[str, str]:
-    """Nothing secret, nothing of the user's configuration; compiled objects are shared."""
+class _ServerEnded(Exception):
+    """The server died, with its last words."""
+
+
+def _tail(log: Path) -> str:
+    if not log.exists():
+        return ""
+    with log.open("rb") as source:
+        source.seek(max(0, log.stat().st_size - _TAIL))
+        return source.read().decode("utf-8", "replace").strip()
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Nothing secret, nothing of the user's configuration; jobs share their compiled objects."""
     root = Path(kir.errors.__file__).resolve().parent.parent
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     return kept | {
         "PYTHONPATH": str(root),
         "PYTHONDONTWRITEBYTECODE": "1",
-        "HOME": str(private),
-        "TMPDIR": str(private),
-        "XDG_CACHE_HOME": str(shared / "cache"),
+        "OPENBLAS_NUM_THREADS": "1",  # the server must have one thread when it forks
+        "HOME": str(folder),
+        "TMPDIR": str(folder),
+        "XDG_CACHE_HOME": str(folder / "cache"),
     }
 
 

@@ -1,12 +1,14 @@
-"""The child process of an evaluation: `python -m kir.agent.worker REQUEST REPLY`.
+"""The server of an evaluator and its jobs: `python -m kir.agent.worker TARGET`.
 
-Reads a JSON request, limits itself, compiles, verifies against the oracle, measures, and writes a
-JSON verdict. It may die at any point; `evaluate.py` judges that. Nothing heavy is imported before
-the limits are set.
+The server imports everything, then forks a job for each line of its standard input (JSON: the
+job's folder), and answers with the job's process id, and when it has ended, with its exit code. A
+job limits itself, reads its request, compiles, verifies against the oracle, measures, and writes a
+verdict. It may die at any point; `evaluate.py` judges that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -15,12 +17,14 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kir.agent.evaluate import LOG, REPLY, REQUEST, Problem
+
 if TYPE_CHECKING:
-    from kir.agent.evaluate import Problem
     from kir.backend import Executable
     from kir.interpret import Bounded
     from kir.ir import Kernel, Step
@@ -36,19 +40,78 @@ MIN_SAMPLE_SECONDS = 2e-4
 PR_SET_PDEATHSIG = 1
 
 
-def main(argv: list[str]) -> int:
-    request_path, reply_path = argv
-    request: Request = json.loads(Path(request_path).read_text(encoding="utf-8"))
-    confine(request["limits"])
-    reply = handle(request)
-    unfinished = Path(reply_path + ".part")
-    unfinished.write_text(json.dumps(reply), encoding="utf-8")
-    unfinished.replace(reply_path)
+Handler = Callable[[Request], Reply]
+
+
+def main(target: str) -> int:
+    preload(target)
+    serve(handle)
     return 0
 
 
+def preload(target: str) -> None:
+    """Import and build what every job needs."""
+    import kir.interpret
+    import kir.pipeline
+    from kir.agent.variant import parse_derivation
+
+    parse_derivation("schedule s of k { loops() }")  # builds the parser
+    kir.pipeline.Target(target).backend  # noqa: B018  (imports it)
+
+
+def serve(handler: Handler) -> None:
+    """Fork a job for each request, one after the other, until standard input ends."""
+    die_with(os.getppid())
+    for line in sys.stdin:
+        folder = Path(json.loads(line)["folder"])
+        sys.stdout.flush()
+        server = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                job(handler, folder, server)
+                code = 0
+            finally:  # a forked process must not return into the server's stack
+                if code:
+                    traceback.print_exc()
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        with contextlib.suppress(OSError):  # the job does the same; who is first, wins
+            os.setpgid(pid, pid)
+        print(pid, flush=True)
+        _, status = os.waitpid(pid, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def job(handler: Handler, folder: Path, server: int) -> None:
+    """In the forked process: handle the request in `folder`."""
+    os.setpgid(0, 0)
+    die_with(server)
+    os.chdir(folder)
+    log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for target, source in ((0, nothing), (1, log), (2, log)):
+        os.dup2(source, target)
+    os.environ |= {"HOME": str(folder), "TMPDIR": str(folder)}
+    request: Request = json.loads(Path(REQUEST).read_text(encoding="utf-8"))
+    confine(request["limits"])
+    unfinished = Path(REPLY + ".part")
+    unfinished.write_text(json.dumps(handler(request)), encoding="utf-8")
+    unfinished.replace(REPLY)
+
+
+def die_with(parent: int) -> None:
+    """Have this process killed when its parent ends (on Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before the call
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def confine(limits: Mapping[str, Any]) -> None:
-    """Limit memory, CPU time and files; die with the parent (on Linux)."""
+    """Limit this process's memory, CPU time and files."""
     bounds = {
         resource.RLIMIT_AS: limits["memory"],
         resource.RLIMIT_CPU: limits["cpu_seconds"],
@@ -61,15 +124,9 @@ def confine(limits: Mapping[str, Any]) -> None:
         # the kernel names the limit on CPU time (SIGXCPU) only below the hard one
         grace = 1 if which == resource.RLIMIT_CPU and hard == resource.RLIM_INFINITY else 0
         resource.setrlimit(which, (value, value + grace))
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def handle(request: Request) -> Reply:
-    from kir.agent.evaluate import Problem
     from kir.errors import KirError
 
     problem = Problem(**request["problem"])
@@ -225,4 +282,4 @@ def alternate(
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1]))
