@@ -13,16 +13,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from typing import TypeVar
 
-import numpy as np
-
-from kir.dtypes import DType, bool_, i64
+from kir.algebra import (
+    FREE,
+    SAFE,
+    Bounds,
+    Interval,
+    Linear,
+    ceil_div,
+    is_product,
+    linear,
+    positive,
+    size,
+    split_divmod,
+)
+from kir.dtypes import bool_, i64
+from kir.fold import cast, fold
 from kir.ir import (
     TRUE,
     Axis,
-    Bitcast,
     Cast,
     Const,
     Define,
@@ -37,20 +47,16 @@ from kir.ir import (
     Reduce,
     Stmt,
     Var,
-    children,
     const,
     rebuild,
     walk,
 )
-from kir.ops import OPS, compute, op
+from kir.ops import op
+
+__all__ = ["FALSE", "Interval", "Linear", "interval", "linear", "simplify"]
 
 N = TypeVar("N", bound=Node)
-Interval = tuple[int | None, int | None]
-"""Least and greatest value, inclusive; None where there is no bound."""
-
 FALSE = Const(False, bool_)
-_FREE: Interval = (None, None)
-_SAFE = 1 << 62
 
 
 def simplify(node: N, ranges: Mapping[str, tuple[int | None, int | None]] | None = None) -> N:
@@ -63,121 +69,17 @@ def simplify(node: N, ranges: Mapping[str, tuple[int | None, int | None]] | None
 
 def interval(expr: Expr, ranges: Mapping[str, tuple[int | None, int | None]]) -> Interval:
     """Inclusive bounds of an integer expression, given bounds of its variables."""
-    return _Simplifier(dict(ranges)).interval(expr)
+    return Bounds(dict(ranges)).interval(expr)
 
 
-# --- linear forms ------------------------------------------------------------------------------
+# --- the walk
 
 
-class Linear:
-    """`constant + sum(coefficient * atom)`; atoms in order of first appearance."""
-
-    __slots__ = ("constant", "terms")
-
-    def __init__(self, terms: dict[Expr, int] | None = None, constant: int = 0) -> None:
-        self.terms = terms or {}
-        self.constant = constant
-
-    def add(self, other: Linear, factor: int = 1) -> None:
-        self.constant += factor * other.constant
-        for atom, coefficient in other.terms.items():
-            self.terms[atom] = self.terms.get(atom, 0) + factor * coefficient
-
-    def cleaned(self) -> Linear:
-        terms = {a: w for a, c in self.terms.items() if (w := _wrap(c, i64))}
-        return Linear(terms, _wrap(self.constant, i64))
-
-    def build(self) -> Expr:
-        result: Expr | None = None
-        for atom, coefficient in sorted(self.terms.items(), key=lambda t: t[1] < 0):
-            term = atom if abs(coefficient) == 1 else op("mul", atom, const(abs(coefficient)))
-            if result is None:
-                result = term if coefficient > 0 else op("mul", atom, const(coefficient))
-                if coefficient == -1:
-                    result = op("neg", atom)
-            else:
-                result = op("add" if coefficient > 0 else "sub", result, term)
-        if result is None:
-            return const(self.constant)
-        if self.constant:
-            sign = "add" if self.constant > 0 or self.constant == -(1 << 63) else "sub"
-            result = op(sign, result, const(self.constant if sign == "add" else -self.constant))
-        return result
-
-
-def linear(expr: Expr) -> Linear:
-    """An i64 expression as a linear form over its non-linear parts; exact modulo 2**64."""
-    form = Linear()
-    _collect(expr, 1, form)
-    return form.cleaned()
-
-
-def _collect(e: Expr, factor: int, into: Linear) -> None:
-    if isinstance(e, Const):
-        into.constant += factor * int(e.value)
-        return
-    if isinstance(e, Op):
-        if e.name == "add" or e.name == "sub":
-            _collect(e.args[0], factor, into)
-            _collect(e.args[1], factor if e.name == "add" else -factor, into)
-            return
-        if e.name == "neg":
-            _collect(e.args[0], -factor, into)
-            return
-        if e.name == "mul":
-            left, right = linear(e.args[0]), linear(e.args[1])
-            if not right.terms or not left.terms:
-                scale, rest = (right.constant, left) if not right.terms else (left.constant, right)
-                into.add(rest, factor * scale)
-                return
-            if len(left.terms) == len(right.terms) == 1 and not left.constant | right.constant:
-                ((a, p),), ((b, q),) = left.terms.items(), right.terms.items()
-                if p != 1 or q != 1:
-                    into.add(Linear({op("mul", a, b): 1}), factor * p * q)
-                    return
-    into.terms[e] = into.terms.get(e, 0) + factor
-
-
-def _wrap(value: int, dtype: DType) -> int:
-    low, high = dtype.limits()
-    return value if low <= value <= high else (value - low) % (high - low + 1) + low
-
-
-def _size(e: Expr) -> int:
-    if isinstance(e, Var | Const):
-        return 1
-    return 1 + sum(_size(c) for c in children(e) if isinstance(c, Expr))
-
-
-def _split_divmod(form: Linear) -> Linear:
-    """`a*(x // a) + x % a` is x, for every a (x % 0 is 0, so a must not be 0: constants only)."""
-    for atom, coefficient in list(form.terms.items()):
-        if not (isinstance(atom, Op) and atom.name == "mod" and _positive(atom.args[1])):
-            continue
-        x, divisor = atom.args
-        assert isinstance(divisor, Const)
-        quotient = Op("floordiv", (x, divisor), i64)
-        if form.terms.get(quotient) == coefficient * int(divisor.value):
-            form = Linear(dict(form.terms), form.constant)
-            del form.terms[quotient], form.terms[atom]
-            form.add(linear(x), coefficient)
-            form = form.cleaned()
-    return form
-
-
-def _positive(e: Expr) -> bool:
-    return isinstance(e, Const) and e.dtype.is_integer and e.value > 0
-
-
-# --- the rules ---------------------------------------------------------------------------------
-
-
-class _Simplifier:
-    """One walk. `ranges` and `extents` describe the variables in scope, `facts` what holds."""
+class _Simplifier(Bounds):
+    """One walk. `facts` counts the conditions that hold in scope."""
 
     def __init__(self, ranges: dict[str, Interval]) -> None:
-        self.ranges = ranges
-        self.extents: dict[str, Expr] = {}
+        super().__init__(ranges)
         self.facts: dict[Expr, int] = {}
 
     # statements and kernels
@@ -198,7 +100,7 @@ class _Simplifier:
     def kernel(self, k: Kernel) -> Kernel:
         for d in k.dims:  # a parameter may be negative
             if d.default is not None:
-                self.ranges.setdefault(d.name, _FREE)
+                self.ranges.setdefault(d.name, FREE)
         constraints = self.conditions(k.constraints)
         held = self.assume(constraints)
         body = self.block(k.body)
@@ -310,7 +212,7 @@ class _Simplifier:
     def expr(self, e: Expr) -> Expr:
         if isinstance(e, Var | Const):
             if isinstance(e, Var):
-                low, high = self.ranges.get(e.name, _FREE)
+                low, high = self.ranges.get(e.name, FREE)
                 if low is not None and low == high:
                     return const(low)
             return e
@@ -322,7 +224,7 @@ class _Simplifier:
         if isinstance(e, Op):
             return self.op(e)
         if isinstance(e, Cast):
-            return _cast(e)
+            return cast(e)
         return e
 
     def reduce(self, e: Reduce) -> Expr:
@@ -340,8 +242,8 @@ class _Simplifier:
     def sum(self, e: Op) -> Expr:
         """Normalise a whole tree of + - * over its simplified leaves; keep it unless smaller."""
         kept = self.leaves(e)
-        best = _split_divmod(linear(kept)).build()
-        return best if _size(best) < _size(kept) else kept
+        best = split_divmod(linear(kept)).build()
+        return best if size(best) < size(kept) else kept
 
     def leaves(self, e: Expr) -> Expr:
         if isinstance(e, Op) and e.dtype == i64 and e.name in ("add", "sub", "neg", "mul"):
@@ -350,122 +252,11 @@ class _Simplifier:
 
     def op(self, e: Op) -> Expr:
         if all(isinstance(a, Const) for a in e.args):
-            folded = _fold(e)
+            folded = fold(e)
             if folded is not None:
                 return folded
         rule = _RULES.get(e.name)
         return e if rule is None else rule(self, e) or e
-
-    # ranges
-
-    def interval(self, e: Expr) -> Interval:
-        """Bounds of an integer expression over the mathematical integers."""
-        if isinstance(e, Const):
-            return (int(e.value), int(e.value)) if e.dtype.is_integer else _FREE
-        if isinstance(e, Var):
-            low, high = self.ranges.get(e.name, (0, None))
-            return low, high
-        if isinstance(e, Op) and e.dtype == i64:
-            if e.name in ("add", "sub", "neg", "mul"):
-                form = linear(e)
-                atoms = {a: self.atom(a) for a in form.terms}
-                return _FREE if self.wild(form, atoms) else self.bound(form, atoms)
-            return self.op_interval(e)
-        if isinstance(e, Cast) and e.dtype == i64 and e.value.dtype.is_integer:
-            low, high = e.value.dtype.limits()
-            return (low, high) if e.value.dtype.bits < 64 else _FREE
-        return _FREE
-
-    def op_interval(self, e: Op) -> Interval:
-        if e.name == "mod" and isinstance(e.args[1], Const):
-            divisor = int(e.args[1].value)
-            low, high = self.interval(e.args[0])
-            if low is not None and low >= 0 and high is not None and high < divisor:
-                return low, high
-            return (0, divisor - 1) if divisor > 0 else (min(divisor + 1, 0), 0)
-        if e.name == "mod":  # in [0, divisor) for a positive divisor, 0 for 0
-            low, high = self.interval(e.args[1])
-            return (
-                (0, None if high is None else max(high - 1, 0))
-                if low is not None and low >= 0
-                else _FREE
-            )
-        if e.name in ("floordiv", "cdiv", "tdiv") and _positive(e.args[1]):
-            assert isinstance(e.args[1], Const)
-            d = int(e.args[1].value)
-            divide = {"floordiv": _floor, "cdiv": _ceil, "tdiv": _trunc}[e.name]
-            below, above = self.interval(e.args[0])
-            return (
-                None if below is None else divide(below, d),
-                None if above is None else divide(above, d),
-            )
-        if e.name in ("floordiv", "cdiv", "tdiv"):  # a symbolic divisor that is at least 0
-            below, above = self.interval(e.args[0])
-            floor = self.interval(e.args[1])[0]
-            if below is not None and below >= 0 and floor is not None and floor >= 0:
-                return 0, above
-        if e.name in ("max", "min", "select"):
-            a, b = self.interval(e.args[-2])
-            least, most = self.interval(e.args[-1])
-            lows = [x for x in (a, least) if x is not None]
-            highs = [x for x in (b, most) if x is not None]
-            if e.name == "max":
-                return max(lows, default=None), max(highs) if len(highs) == 2 else None
-            if e.name == "min":
-                return min(lows) if len(lows) == 2 else None, min(highs, default=None)
-            return (
-                min(lows) if len(lows) == 2 else None,
-                max(highs) if len(highs) == 2 else None,
-            )
-        return _FREE
-
-    def bound(self, form: Linear, atoms: Mapping[Expr, Interval] | None = None) -> Interval:
-        low: int | None = form.constant
-        high: int | None = form.constant
-        for atom, c in form.terms.items():
-            a, b = atoms[atom] if atoms else self.atom(atom)
-            if c < 0:
-                a, b = b, a
-            low = None if low is None or a is None else low + c * a
-            high = None if high is None or b is None else high + c * b
-        return low, high
-
-    def atom(self, e: Expr) -> Interval:
-        if not (isinstance(e, Op) and e.name == "mul"):
-            return self.interval(e)
-        (a, b), (c, d) = self.interval(e.args[0]), self.interval(e.args[1])
-        if None not in (a, b, c, d):
-            corners = [x * y for x in (a, b) for y in (c, d)]  # type: ignore[operator]
-            return min(corners), max(corners)
-        if a is not None and a >= 0 and c is not None and c >= 0:
-            return a * c, None if b is None or d is None else b * d
-        return _FREE
-
-    def greatest(self, form: Linear) -> int | None:
-        """An upper bound that uses `index <= extent - 1` for symbolic extents as well."""
-        for name, extent in reversed(self.extents.items()):
-            c = form.terms.get(Var(name), 0)
-            if c > 0 and not isinstance(extent, Const):
-                form = Linear(dict(form.terms), form.constant - c)
-                form.add(linear(extent), c)
-                form.add(Linear({Var(name): c}), -1)
-                form = form.cleaned()
-        return self.bound(form)[1]
-
-    def least(self, form: Linear) -> int | None:
-        negated = Linear()
-        negated.add(form, -1)
-        high = self.greatest(negated)
-        return None if high is None else -high
-
-    def wild(self, form: Linear, atoms: Mapping[Expr, Interval] | None = None) -> bool:
-        """Whether a linear form may wrap: it holds data read from a tensor, of unknown size."""
-        for atom in form.terms:
-            low, high = atoms[atom] if atoms else self.atom(atom)
-            known = low is not None and high is not None and low > -_SAFE and high < _SAFE
-            if not known and any(isinstance(n, Read | Cast | Bitcast | Reduce) for n in walk(atom)):
-                return True
-        return False
 
     def divide(self, e: Op) -> tuple[Linear, Linear] | None:
         """`e`'s dividend as divisor * first + second, or None; the divisor is positive then."""
@@ -490,7 +281,7 @@ class _Simplifier:
         for atom, c in form.terms.items():
             if atom == divisor:
                 first.constant += c
-            elif _is_product(atom) and divisor in atom.args:  # type: ignore[attr-defined]
+            elif is_product(atom) and divisor in atom.args:  # type: ignore[attr-defined]
                 a, b = atom.args  # type: ignore[attr-defined]
                 first.add(linear(b if a == divisor else a), c)
             else:
@@ -509,25 +300,9 @@ class _Simplifier:
         return high is not None and high < 0
 
 
-def _is_product(e: Expr) -> bool:
-    return isinstance(e, Op) and e.name == "mul"
-
-
 def _same(old: tuple[N, ...], new: tuple[N, ...]) -> tuple[N, ...]:
     same = len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True))
     return old if same else new
-
-
-def _floor(a: int, b: int) -> int:
-    return a // b
-
-
-def _ceil(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def _trunc(a: int, b: int) -> int:
-    return a // b if a >= 0 else -(-a // b)
 
 
 # --- rules by op: each gives the better expression, or None --------------------------------------
@@ -551,16 +326,16 @@ def _floordiv(s: _Simplifier, e: Op) -> Expr | None:
         low, high = s.bound(rest)
         if low is not None and high is not None and low // int(d.value) == high // int(d.value):
             return Linear(first.terms, first.constant + low // int(d.value)).build()
-        if isinstance(x, Op) and x.name == "floordiv" and _positive(x.args[1]):
+        if isinstance(x, Op) and x.name == "floordiv" and positive(x.args[1]):
             assert isinstance(x.args[1], Const)
             product = int(x.args[1].value) * int(d.value)
-            if product < _SAFE:
+            if product < SAFE:
                 return s.op(op("floordiv", x.args[0], const(product)))
     if first.terms or first.constant:
         better = Linear(dict(first.terms), first.constant)
         better.add(linear(s.op(op("floordiv", rest.build(), d))))
         built = better.build()
-        return built if _size(built) < _size(e) else None
+        return built if size(built) < size(e) else None
     return None
 
 
@@ -568,7 +343,7 @@ def _mod(s: _Simplifier, e: Op) -> Expr | None:
     x, d = e.args
     if d in (Const(1, e.dtype), Const(0, e.dtype)) or x == Const(0, e.dtype):
         return Const(0, e.dtype)
-    if isinstance(x, Op) and x.name == "mod" and _positive(d) and _positive(x.args[1]):
+    if isinstance(x, Op) and x.name == "mod" and positive(d) and positive(x.args[1]):
         assert isinstance(d, Const) and isinstance(x.args[1], Const)
         if int(x.args[1].value) % int(d.value) == 0:
             return s.op(op("mod", x.args[0], d))
@@ -583,7 +358,7 @@ def _mod(s: _Simplifier, e: Op) -> Expr | None:
         if low is not None and high is not None and low // int(d.value) == high // int(d.value):
             return Linear(rest.terms, rest.constant - low // int(d.value) * int(d.value)).build()
     built = op("mod", rest.build(), d)
-    return s.op(built) if _size(built) < _size(e) else None
+    return s.op(built) if size(built) < size(e) else None
 
 
 def _cdiv(s: _Simplifier, e: Op) -> Expr | None:
@@ -603,9 +378,9 @@ def _cdiv(s: _Simplifier, e: Op) -> Expr | None:
         if (
             low is not None
             and high is not None
-            and _ceil(low, int(d.value)) == _ceil(high, int(d.value))
+            and ceil_div(low, int(d.value)) == ceil_div(high, int(d.value))
         ):
-            return Linear(first.terms, first.constant + _ceil(low, int(d.value))).build()
+            return Linear(first.terms, first.constant + ceil_div(low, int(d.value))).build()
     return None
 
 
@@ -723,61 +498,3 @@ _RULES: dict[str, Rule] = {
     "select": _select,
     **dict.fromkeys(("add", "sub", "mul", "div"), _neutral),
 }
-
-
-# --- constants -----------------------------------------------------------------------------------
-
-_EXACT_ON_FLOATS = {"neg", "abs", "sign", "max", "min", "floor", "ceil", "round", "trunc", "select",
-                    "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf"}  # fmt: skip
-_FRACTIONS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "div": lambda a, b: a / b,
-}
-
-
-def _fold(e: Op) -> Const | None:
-    """An op on constants as a constant; None where a float would be rounded."""
-    consts = [a for a in e.args if isinstance(a, Const)]
-    if e.name not in OPS:
-        return None
-    arrays = [np.asarray(c.value).astype(c.dtype.numpy) for c in consts]
-    floats = e.dtype.is_float or any(c.dtype.is_float for c in consts)
-    if floats and e.name not in _EXACT_ON_FLOATS and not _is_exact(e, consts, arrays):
-        return None
-    return _literal(compute(e.name, arrays, e.dtype), e.dtype)
-
-
-def _is_exact(e: Op, consts: list[Const], arrays: list[np.ndarray]) -> bool:
-    if e.name not in _FRACTIONS or not all(math.isfinite(c.value) for c in consts):
-        return False
-    result = float(compute(e.name, arrays, e.dtype))
-    a, b = (Fraction(c.value) for c in consts)
-    if not math.isfinite(result) or (e.name == "div" and b == 0):
-        return False
-    return _FRACTIONS[e.name](a, b) == Fraction(result)
-
-
-def _literal(value: np.ndarray, dtype: DType) -> Const:
-    if dtype.is_bool:
-        return Const(bool(value), dtype)
-    return Const(float(value) if dtype.is_float else int(value), dtype)
-
-
-def _cast(e: Cast) -> Expr:
-    v = e.value
-    if v.dtype == e.dtype:
-        return v
-    if not isinstance(v, Const):
-        return e
-    if e.dtype.is_bool:
-        return Const(bool(v.value != 0), bool_)
-    if e.dtype.is_integer and not v.dtype.is_float:
-        return Const(_wrap(int(v.value), e.dtype), e.dtype)
-    if e.dtype.is_integer or not math.isfinite(v.value):
-        return e
-    with np.errstate(all="ignore"):
-        result = float(np.asarray(float(v.value)).astype(e.dtype.numpy))
-    exact = math.isfinite(result) and Fraction(result) == Fraction(v.value)
-    return Const(result, e.dtype) if exact else e
