@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ from kir.ir import (
     Axis,
     Buffer,
     Const,
+    Define,
     Expr,
     Kernel,
     Loop,
@@ -89,6 +90,8 @@ class Split(Rewrite):
         loop = find_loop(kernel, self.loop)
         if self.factor < 1:
             refuse(kernel, f"a loop cannot be split by {self.factor}", node=loop)
+        if any(isinstance(n, Define) and Var(self.loop) in n.dims for n in walk(loop)):
+            require_loops(kernel, (loop,))  # a recurrence is defined over this very index
         used = names_in(kernel) - {self.loop}
         for chosen in (self.outer, self.inner):
             if chosen is not None and chosen in used:
@@ -104,10 +107,16 @@ class Split(Rewrite):
         here: dict[str, Expr] = {self.loop: index}
         where = tuple(substitute(c, here) for c in loop.where)
         body = tuple(substitute(s, here) for s in loop.body)
+        if mask and reads_tensors(where):  # these reads may be in bounds under the mask only
+            where, body = (), guarded(where, body)
         below = Loop(loop.kind, Axis(inner, const(self.factor)), mask + where, body, span=loop.span)
         axis = Axis(outer, op("cdiv", extent, const(self.factor)), span=loop.axis.span)
         above = Loop(loop.kind, axis, (), (below,), loop.hints, span=loop.span)
         return replace_stmt(kernel, loop, (above,))
+
+
+def reads_tensors(conditions: Iterable[Expr]) -> bool:
+    return any(isinstance(n, Read) for c in conditions for n in walk(c))
 
 
 def divides(kernel: Kernel, extent: Expr, factor: int) -> bool:
@@ -191,11 +200,14 @@ class Reorder(Rewrite):
                     node=by_name[name],
                 )
         masks: dict[str, list[Expr]] = {name: [] for name in order}
+        body = chain[-1].body
+        for loop in reversed(chain):
+            if reads_tensors(loop.where):  # in bounds, perhaps, only under masks around it
+                body = guarded(loop.where, body)
         for loop in chain:
-            for c in loop.where:
+            for c in () if reads_tensors(loop.where) else loop.where:
                 depths = [k for k, name in enumerate(order) if name in var_names(c)]
                 masks[order[max(depths, default=0)]].append(c)
-        body = chain[-1].body
         for name in reversed(order):
             body = (replace(by_name[name], where=tuple(masks[name]), body=body),)
         made = body[0]
