@@ -408,3 +408,25 @@ def test_the_model_knows_guards_and_roles() -> None:
     assert {d.name: d.role for d in model.decls} == {"x": "input", "y": "output", "e": "definition"}
     kinds = [(a.decl.name, a.kind, len(a.frames)) for a in model.accesses]
     assert kinds == [("x", "read", 3), ("e", "write", 1), ("e", "read", 2), ("y", "write", 2)]
+
+
+@pytest.mark.parametrize("write, read, meet", [
+    ("2*i + j", "2*i", True),
+    ("2*i + 2 - j", "2*i", True),
+    ("2*i + j", "2*i + 2", True),
+    ("2*i + j", "2*i + 4", True),
+    ("3*i + j", "3*i", False),
+    ("3*i + j", "3*i + 3", True),
+    ("3*i + j", "3*i + 2", False),
+    ("3*i + j", "3*(N - 1 - i) + 2", True),
+])  # fmt: skip
+def test_tiles_meet_where_they_overlap(write: str, read: str, meet: bool) -> None:
+    k = parse_kernel(f"""
+    kernel k[N](x: f32[N]) -> (y: f32[N]) {{
+      buffer t: f32[4*N + 8] in global = 0.0
+      buffer u: f32[4*N + 8] in global = 0.0
+      for i: N {{ for j: 3 {{ t[{write}] += x[i] }} y[i] = t[{read}] }}
+      for ii: N {{ for jj: 3 {{ u[4*ii + jj] = x[ii] }} }}
+    }}""")
+    assert bool(parallel(k, "i")) is not meet
+    assert parallel(k, "ii")

@@ -35,10 +35,12 @@ from kir.ir import (
     Store,
     Var,
     const,
+    transform,
+    walk,
 )
 from kir.ops import op
 from kir.specialise import specialise
-from kir.syntax import parse, parse_kernel
+from kir.syntax import format_kernel, parse, parse_kernel
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").rglob("*.kir"))
 
@@ -195,6 +197,45 @@ def test_faults_are_refused(text: str, kind: type[KirError], words: str) -> None
     for e in found:
         assert e.hint and e.kernel is not None and e.node is not None
         assert "^" in e.render()
+
+
+SCHEDULED = {p.stem: p for p in EXAMPLES if p.parent.name == "scheduled"}
+
+
+def masks(module_text: str) -> list[tuple[Kernel, Loop, int]]:
+    return [
+        (k, n, i)
+        for k in parse(module_text).kernels().values()
+        for n in walk(k)
+        if isinstance(n, Loop)
+        for i in range(len(n.where))
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [MATMUL, ROWS, STAGED, *(p.read_text() for p in SCHEDULED.values())],
+    ids=["matmul", "rows", "staged", *SCHEDULED],
+)
+def test_every_mask_is_needed(text: str) -> None:
+    """A scheduled kernel without any one of its masks is refused."""
+    for k, loop, i in masks(text):
+        bare = replace(loop, where=loop.where[:i] + loop.where[i + 1 :])
+        without = transform(k, lambda n, old=loop, new=bare: new if n is old else None)
+        assert find_errors_of(without), format_kernel(without)
+
+
+def find_errors_of(k: Kernel) -> list[KirError]:
+    return list(find_errors(k, Report()))
+
+
+def test_shapes_of_graph_calls() -> None:
+    text = """
+    kernel twice[N](x: f32[N]) -> (y: f32[N]) { y[i: N] = x[i] + x[i] }
+    graph g[A, B](x: f32[A]) -> (y: f32[%s]) { t = twice(x)  y = twice(t) }
+    """
+    assert check_module(parse(text % "A")) == []
+    assert [type(e) for e in check_module(parse(text % "B"))] == [ShapeError]
 
 
 def test_an_example_of_a_fault_is_a_real_one() -> None:
