@@ -48,7 +48,8 @@ def import_triton() -> ModuleType:
         raise MissingExtraError(
             "the package `triton` is not installed", hint="pip install 'kir[triton]'"
         ) from error
-    return triton
+    module: ModuleType = triton
+    return module
 
 
 def load_module(source: str, folder: Path) -> ModuleType:
@@ -100,8 +101,7 @@ def compile_all(generated: Generated, target: str, arch: str) -> Compiled:
     triton = import_triton()
     from triton.compiler.errors import TritonError
 
-    known: tuple[type[BaseException], ...] = (TritonError, RuntimeError, ValueError, TypeError,
-                                              AssertionError, subprocess.CalledProcessError)  # fmt: skip
+    known = (TritonError, RuntimeError, ValueError, TypeError, AssertionError, OSError)
     parts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="kir-triton-") as folder, _no_line_info(triton):
         module = load_module(generated.source, Path(folder))
@@ -188,7 +188,6 @@ def join_ptx(pieces: Mapping[str, str]) -> str:
     bodies: list[str] = []
     seen: set[str] = set()
     for place, (name, text) in enumerate(pieces.items()):
-        text = re.sub(r"(?<![\w$])(\$L__\w+|__\w+_param_\d+)", r"\1", text)
         body: list[str] = []
         for line in text.splitlines():
             if re.match(r"\.(version|target|address_size)\b", line):
@@ -213,7 +212,7 @@ def join_amdgcn(pieces: Mapping[str, str]) -> str:
         text = re.sub(r"\.L(?=[A-Za-z_])", f".L{place}_", text)
         text = re.sub(r"\b__hip_cuid_\w*", "", text)
         body, _, note = text.partition("\t.amdgpu_metadata\n")
-        yaml, _, tail = note.partition("\t.end_amdgpu_metadata\n")
+        yaml, _, _ = note.partition("\t.end_amdgpu_metadata\n")
         listed = re.search(r"^amdhsa\.kernels:\n((?:(?:  | *-).*\n)*)", yaml, re.MULTILINE)
         assert listed is not None
         kernels.append(listed.group(1))

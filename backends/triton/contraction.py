@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kir.backends.triton.scope import ValueBuffer
+from kir.backends.triton.scope import ValueBuffer, names_in
 from kir.backends.triton.values import Value
 from kir.dtypes import DType
-from kir.ir import Cast, Expr, Op, Read, Store, Var, substitute
+from kir.ir import Cast, Expr, Op, Read, Store, Var, substitute, walk
 
 if TYPE_CHECKING:
     from kir.backends.triton.statements import Access, Statements
@@ -55,6 +55,8 @@ def match_contraction(
     masked = [set(c.value.axes) for c in program.conditions]
     if any(len(axes) > 1 and not axes <= {m, n} for axes in masked):
         return None
+    if not _fits(program, left, {m, k}) or not _fits(program, right, {k, n}):
+        return None
     kind = _operands(left, right, buffer.type)
     if kind is None:
         return None
@@ -66,6 +68,14 @@ def match_contraction(
     inner = (_uncast(left, narrow), _uncast(right, narrow))
     raw = narrow.bits != 8 or narrow.is_integer
     return Contraction(*inner, (m, n, k), cast, raw, options, strict)
+
+
+def _fits(program: Statements, e: Expr, axes: set[str]) -> bool:
+    """Whether every read of an operand can run on the operand's own lanes."""
+    reads = [n for n in walk(e) if isinstance(n, Read)]
+    return all(
+        program.is_safe(r) or program.needed(program.lanes_in(r), False)[1] <= axes for r in reads
+    )
 
 
 def _operands(left: Expr, right: Expr, acc: DType) -> tuple[DType, str | None, str] | None:
@@ -106,13 +116,7 @@ def _canonical(a: Access) -> set[Expr]:
     lanes = {name for name, _ in a.lanes}
     found: set[Expr] = set()
     for c in a.conditions:
-        used = {v for v in _names(c) if v in lanes}
+        used = {v for v in names_in(c) if v in lanes}
         if used and used <= set(names):
             found.add(substitute(c, names))
     return found
-
-
-def _names(e: Expr) -> set[str]:
-    from kir.backends.triton.scope import names_in
-
-    return names_in(e)

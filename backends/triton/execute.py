@@ -26,7 +26,8 @@ def evaluate(expr: Any, values: Mapping[str, int]) -> int:
     name, *args = expr
     if name == "select":
         return evaluate(args[1] if evaluate(args[0], values) else args[2], values)
-    return _OPS[name](*(evaluate(a, values) for a in args))
+    result: int = _OPS[name](*(evaluate(a, values) for a in args))
+    return result
 
 
 def _tdiv(a: int, b: int) -> int:

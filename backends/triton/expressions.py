@@ -30,6 +30,7 @@ from kir.ir import Bitcast, Cast, Const, Expr, Kernel, Node, Op, Read, Var, walk
 
 WIDTH = 76
 """A longer expression is given a name."""
+DIVISIONS = ("floordiv", "mod", "tdiv", "trem", "cdiv")
 
 
 class Expressions:
@@ -117,27 +118,36 @@ class Expressions:
 
     # --- masks
 
-    def mask(self, axes: set[str]) -> tuple[Value | None, set[str]]:
-        """The mask of an access that varies along `axes`, and the axes it then needs: an access
-        may run only where some active lane wants it. A condition on other lanes is tried at
-        their lane 0; where that cannot be told, the access takes on those lanes too."""
-        parts: list[Value] = []
-        axes = set(axes)
-        while True:
-            parts, wider = self._mask(axes)
-            if wider <= axes:
-                break
-            axes |= wider
+    def mask(self, axes: set[str], safe: bool = False) -> tuple[Value | None, set[str]]:
+        """The mask of an access that varies along `axes`, and the axes it then needs.
+
+        An access may run only where some active lane wants it. A condition on other lanes is
+        tried at their lane 0; where that cannot be told, the access takes on those lanes too. An
+        access that is `safe` wherever it runs ignores them.
+        """
+        found, axes = self.needed(axes, safe)
+        parts = [c.value if isinstance(c, Condition) else self.value(c) for c in found]
         if not parts:
             return None, axes
-        return self.join(parts, lambda texts: " & ".join(atom(t) for t in texts)), axes
+        return self.join(parts, _both), axes
 
-    def _mask(self, axes: set[str]) -> tuple[list[Value], set[str]]:
-        parts: list[Value] = []
+    def needed(self, axes: set[str], safe: bool) -> tuple[list[Condition | Expr], set[str]]:
+        """The conditions of `mask`, as they stand or at lane 0 of other lanes; writes nothing."""
+        axes = set(axes)
+        while True:
+            parts, wider = self._needed(axes, safe)
+            if wider <= axes:
+                return parts, axes
+            axes |= wider
+
+    def _needed(self, axes: set[str], safe: bool) -> tuple[list[Condition | Expr], set[str]]:
+        parts: list[Condition | Expr] = []
         for condition in self.conditions:
             extra = set(condition.value.axes) - axes
             if not extra:
-                parts.append(condition.value)
+                parts.append(condition)
+                continue
+            if safe:
                 continue
             others = [c for c in self.conditions if c is not condition]
             projected: Expr | None = condition.expr
@@ -148,8 +158,25 @@ class Expressions:
             if projected is None:
                 return parts, extra
             if not always(projected, self.extents):
-                parts.append(self.value(projected))
+                parts.append(projected)
         return parts, set()
+
+    def in_bounds(self, index: Expr, extent: Expr) -> bool:
+        """Whether the loops around and the masks in force say that `index` is below `extent`."""
+        if isinstance(index, Const) and isinstance(extent, Const):
+            return int(index.value) < int(extent.value)
+        below = Op("lt", (index, extent), bool_)
+        return always(below, self.extents) or any(c.expr == below for c in self.conditions)
+
+    def is_safe(self, r: Read) -> bool:
+        """Whether a read is in bounds wherever it runs, by the form of its indices."""
+        buffer = self.tensors[r.tensor]
+        if r.fill is not None or isinstance(buffer, ValueBuffer):
+            return True
+        return all(
+            nonnegative(i) and self.in_bounds(i, e)
+            for i, e in zip(r.indices, buffer.shape, strict=True)
+        )
 
     # --- expressions
 
@@ -168,6 +195,12 @@ class Expressions:
                 return self.named(self.cast(self.value(inner), inner.dtype, to))
             case Bitcast():
                 return self.bitcast(e)
+            case Op(name) if name in DIVISIONS:
+                key = (e, tuple(self.ranking()))
+                if key not in self.cache:
+                    made = self.op(e)
+                    self.cache[key] = made if "(" not in made.text[1:] else self.hoist(made, "t")
+                return self.cache[key]
             case Op():
                 return self.named(self.op(e))
         raise self.refuse(f"the Triton backend cannot express {type(e).__name__}", e)
@@ -205,7 +238,7 @@ class Expressions:
 
     def index_division(self, e: Op) -> Value | None:
         """Division of what is not negative by a positive constant: Triton's own operator."""
-        if e.name not in ("floordiv", "mod", "tdiv", "trem", "cdiv") or e.dtype != i64:
+        if e.name not in DIVISIONS or e.dtype != i64:
             return None
         divisor = e.args[1]
         if not (isinstance(divisor, Const) and divisor.value > 0 and nonnegative(e.args[0])):
@@ -314,7 +347,7 @@ class Expressions:
             inside = self.inside(r, buffer)
         at = self.offset(buffer, r.indices)
         axes = set(at.axes) | (set(inside.axes) if inside is not None else set())
-        mask, axes = self.mask(axes)
+        mask, axes = self.mask(axes, self.is_safe(r))
         if inside is not None:
             mask = inside if mask is None else self.join([inside, mask], _both)
         order = self.sorted(axes | (set(mask.axes) if mask is not None else set()))
@@ -340,10 +373,11 @@ class Expressions:
         for index, extent in zip(r.indices, buffer.shape, strict=True):
             v = self.value(index)
             if not nonnegative(index):
-                parts.append(Value(f"({v.text} >= 0)", v.axes))
-            if not always(Op("lt", (index, extent), bool_), self.extents):
+                zero = Value("0", (), "0")
+                parts.append(self.join(_literals([v, zero]), lambda t: infix(">=", t)))
+            if not self.in_bounds(index, extent):
                 bound = self.value(extent)
-                parts.append(self.join(_literals([v, bound]), lambda t: f"({t[0]} < {t[1]})"))
+                parts.append(self.join(_literals([v, bound]), lambda t: infix("<", t)))
         if not parts:
             return None
         return self.hoist(self.join(parts, lambda t: " & ".join(t)), "inside")
@@ -373,7 +407,15 @@ class Expressions:
             return str(int(extent.value))
         if isinstance(extent, Var):
             return self.scalar(extent.name)
-        return atom(self.value(extent).text)
+        if extent not in self.dims_of:
+            return atom(self.value(extent).text)
+        return self.dims_of[extent]
+
+    def name_dim(self, extent: Expr, name: str) -> str:
+        """At the top of the function: give a dimension that is computed a name."""
+        if not isinstance(extent, Const | Var) and extent not in self.dims_of:
+            self.dims_of[extent] = self.hoist(self.value(extent), name).text
+        return self.dim(extent)
 
     def address(self, buffer: MemoryBuffer, at: Value, axes: Sequence[str]) -> str:
         if at.literal == "0" and not axes:

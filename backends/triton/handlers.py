@@ -12,6 +12,9 @@ from collections.abc import Callable
 from kir.backends.triton.types import held
 from kir.dtypes import DType
 
+LIBDEVICE = ("exp", "exp2", "expm1", "log", "log2", "log1p", "sin", "cos", "tan", "asin", "acos",
+             "atan", "sinh", "cosh", "tanh", "erf")  # fmt: skip
+"""Ops of one operand that libdevice has under the same name."""
 Handler = Callable[[list[str], DType], str]
 
 INFIX = {"add": "+", "sub": "-", "mul": "*", "eq": "==", "ne": "!=", "lt": "<", "le": "<=",
@@ -83,29 +86,7 @@ HANDLERS: dict[str, Handler] = {
     "isinf": _call('(tl.abs({0}) == float("inf"))'),
     "philox": _call("philox({0}, {1})"),
     "rand": _call("rand({0}, {1})"),
-    **{
-        name: _call(f"libdevice.{name}({{0}})")
-        for name in (
-            [
-                "exp",
-                "exp2",
-                "expm1",
-                "log",
-                "log2",
-                "log1p",
-                "sin",
-                "cos",
-                "tan",
-                "asin",
-                "acos",
-                "atan",
-                "sinh",
-                "cosh",
-                "tanh",
-                "erf",
-            ]
-        )
-    },
+    **{name: _call(f"libdevice.{name}({{0}})") for name in LIBDEVICE},
     "pow": _call("libdevice.pow({0}, {1})"),
     "atan2": _call("libdevice.atan2({0}, {1})"),
 }

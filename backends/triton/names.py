@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import keyword
+from functools import cache
 
 from kir.backends.triton.prelude import HELPERS
 
@@ -38,40 +39,16 @@ class Names:
         return name
 
 
+@cache
 def _interpreter_names() -> frozenset[str]:
     """Globals which Triton's interpreter injects into the module of an interpreted function."""
-    return frozenset(
-        [
-            "ast",
-            "textwrap",
-            "inspect",
-            "Tuple",
-            "List",
-            "Dict",
-            "Callable",
-            "TypeVar",
-            "Optional",
-            "math",
-            "np",
-            "time",
-            "T",
-            "dataclasses",
-            "dataclass",
-            "TritonSemantic",
-            "KernelInterface",
-            "TensorDescriptor",
-            "InterpreterError",
-            "partial",
-            "TensorHandle",
-            "GridExecutor",
-            "InterpretedFunction",
-            "FunctionRewriter",
-            "ASTTransformer",
-            "ReduceOps",
-            "ScanOps",
-            "InterpreterBuilder",
-            "InterpreterOptions",
-            "interpreter_builder",
-            "interpreter_semantic",
-        ]
-    )
+    return frozenset(INJECTED.split())
+
+
+INJECTED = """
+ast textwrap inspect Tuple List Dict Callable TypeVar Optional math np time T dataclasses dataclass
+TritonSemantic KernelInterface TensorDescriptor InterpreterError partial TensorHandle
+GridExecutor InterpretedFunction FunctionRewriter ASTTransformer ReduceOps ScanOps
+InterpreterBuilder InterpreterOptions interpreter_builder interpreter_semantic
+ReduceScanOpInterface TensorDescHandle annotations
+"""

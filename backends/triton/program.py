@@ -88,6 +88,11 @@ class Program(Statements):
             if loop.where:
                 break
         hints = {k: v for loop in reversed(self.grid) for k, v in loop.hints}
+        for tensor, memory in self.memory.items():
+            if tensor in self.uses:
+                for place, extent in enumerate(memory.shape):
+                    if place:
+                        self.name_dim(extent, f"{tensor}_dim")
         if self.grid:
             self.program = self.names.fresh("program")
             self.line(f"{self.program} = tl.cast(tl.program_id(0), tl.int64)")
@@ -98,6 +103,8 @@ class Program(Statements):
     def unflatten(self, group: int | None) -> None:
         """The grid's indices from the number of the program, the last varying fastest."""
         axes = [loop.axis for loop in self.grid]
+        for axis in axes:
+            self.name_dim(axis.extent, f"{axis.name}_count")
         names = [self.names.fresh(a.name) for a in axes]
         for axis, name in zip(axes, names, strict=True):
             self.scalars[axis.name] = name
@@ -107,8 +114,11 @@ class Program(Statements):
             rest = self.grouped(axes, names, group)
             axes, names = axes[:-2], names[:-2]
         for k in reversed(range(len(axes))):
-            if k == 0:
-                self.line(f"{names[0]} = {rest}")
+            if axes[k].extent == const(1):
+                self.line(f"{names[k]} = tl.full([], 0, tl.int64)")
+                continue
+            if all(a.extent == const(1) for a in axes[:k]):
+                self.line(f"{names[k]} = {rest}")
                 continue
             extent = self.dim(axes[k].extent)
             self.line(f"{names[k]} = {rest} % {extent}")

@@ -20,6 +20,7 @@ from kir.backends.triton.types import held
 from kir.backends.triton.values import Value, atom, bare, expanded, permuted
 from kir.dtypes import DType
 from kir.ir import (
+    TRUE,
     Axis,
     Buffer,
     Const,
@@ -147,13 +148,12 @@ class Statements(Expressions):
         """The body under conditions: an `if` on scalars, a mask on what varies by lane."""
         scalars = [c for c in conditions if not self.lanes_in(c)]
         masks = [c for c in conditions if self.lanes_in(c)]
-        known = [c for c in scalars if not (c == Const(True, c.dtype))]
+        known = [c for c in scalars if c != TRUE]
         outside = self.depth
         if known:
-            values = [self.value(c) for c in known]
-            self.line(
-                f"if {' & '.join(atom(v.text) for v in values) if len(values) > 1 else bare(values[0].text)}:"
-            )
+            values = [self.value(c).text for c in known]
+            both = " & ".join(atom(v) for v in values)
+            self.line(f"if {bare(values[0]) if len(values) == 1 else both}:")
             self.deepen(body)
         self.cache.clear()
         held_before = len(self.conditions)
@@ -453,7 +453,7 @@ class Statements(Expressions):
             b = self.operand(c.right, (k, n), c)
         text = f"tl.dot({a}, {b}, {target.text}, {c.options})"
         if c.strict:
-            mask = self.mask({m, n})[0]
+            mask = self.mask({m, n}, safe=True)[0]
             if mask is not None:
                 condition = bare(expanded(mask, target.axes))
                 text = f"tl.where({condition}, {text}, {target.text})"
@@ -468,7 +468,7 @@ class Statements(Expressions):
                 if set(loaded.axes) == set(axes):
                     return permuted(loaded, axes).text
         v = self.value(e)
-        mask, _ = self.mask(set(axes))
+        mask, _ = self.mask(set(axes), safe=True)
         if mask is not None:
             v = self.join([mask, v], lambda t: f"tl.where({bare(t[0])}, {bare(t[1])}, 0)")
         text = self.full(v, axes)

@@ -79,7 +79,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
         try:
             run(request, modules)
             answer: dict[str, Any] = {"ok": True}
-        except Exception as error:  # the process must outlive a kernel's failure, and report it
+        except Exception as error:  # noqa: BLE001 - the process must outlive a kernel's failure, and report it
             answer = {"ok": False, "error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
