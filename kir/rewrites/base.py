@@ -251,7 +251,8 @@ def reindex(
 
     def visit(n: Node) -> Node | None:
         if isinstance(n, Read) and n.tensor == tensor:
-            return replace(n, tensor=name, indices=index(n.indices))
+            at = index(n.indices)  # without indices there is no out of bounds to fill
+            return replace(n, tensor=name, indices=at, fill=n.fill if at else None)
         if isinstance(n, Store) and n.target == tensor:
             return replace(n, target=name, indices=index(n.indices))
         return None

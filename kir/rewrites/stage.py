@@ -170,8 +170,10 @@ class Stage(Rewrite):
                     continue
                 below, above = interval(atom, ranges)
                 if isinstance(atom, Var) and above is None and c > 0:
-                    most.add(linear(inner[atom.name]), c)  # c * (extent - 1)
-                    most.constant -= c
+                    # c * extent, and 1 less for one of them: at most as far as c * (extent - 1),
+                    # and a size that is never negative
+                    most.constant -= 0 if most.terms else 1
+                    most.add(linear(inner[atom.name]), c)
                     continue
                 if below is None or above is None:
                     refuse(kernel, "the window has no bound", node=read)
