@@ -9,8 +9,8 @@ import numpy as np
 
 from kir.dtypes import DType
 from kir.errors import InputDataError
-from kir.ir import Cast, Expr, Graph, Kernel, Module, Read, Store, walk
-from kir.specialise import evaluate
+from kir.ir import Buffer, Cast, Expr, Graph, Kernel, Module, Read, Store, walk
+from kir.specialise import evaluate, free_dims
 
 Array = np.ndarray[Any, Any]
 
@@ -33,7 +33,10 @@ def index_bounds(item: Kernel | Graph, module: Module | None = None) -> dict[str
                     _in_caller(kernel, names, shapes, e) for e in extents
                 )
         return found
-    shapes = {p.name: p.shape for p in item.params}
+    dims = {d.name for d in item.dims}
+    shapes = {b.name: b.shape for b in walk(item) if isinstance(b, Buffer)}
+    shapes = {n: shape for n, shape in shapes.items() if all(free_dims(e) <= dims for e in shape)}
+    shapes |= {p.name: p.shape for p in item.params}
     inputs = {p.name for p in item.inputs}
     bounds: dict[str, list[Expr]] = {}
     for node in walk(item):

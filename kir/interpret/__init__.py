@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from kir.errors import InputDataError, KirError, UnknownNameError
+from kir.errors import InputDataError
+from kir.graphs import resolve
 from kir.interpret.bounded import Bounded, WithBounds
 from kir.interpret.domain import AsWritten, Domain, Value
 from kir.interpret.evaluate import Evaluator
-from kir.ir import Call, Graph, Kernel, Module, Param
-from kir.specialise import evaluate as evaluate_dim
+from kir.ir import Graph, Kernel, Module, Param
 from kir.specialise import infer_dims, specialise
 
 __all__ = ["Bounded", "oracle", "oracle_graph", "run", "run_graph"]
@@ -103,38 +103,13 @@ def run_graph_in(
     arrays = check_inputs(graph, inputs)
     values = infer_dims(graph, {n: a.shape for n, a in arrays.items()}, dims)
     known = {p.name: domain.lift(arrays[p.name], p.type) for p in graph.inputs}
-    for call, kernel in calls(module, graph):
+    for step in resolve(module, graph, values):
+        kernel, call = step.kernel, step.call
         given = {p.name: known[a] for p, a in zip(kernel.inputs, call.args, strict=True)}
-        special = specialise(kernel, call_dims(graph, call, kernel, values, given))
-        results = Evaluator(domain, special, given).run()
+        results = Evaluator(domain, specialise(kernel, step.dims), given).run()
         for name, p in zip(call.results, kernel.outputs, strict=True):
             known[name] = results[p.name]
     return {p.name: known[p.name] for p in graph.outputs}
-
-
-def calls(module: Module, graph: Graph) -> list[tuple[Call, Kernel]]:
-    """Each call with the kernel it names; UnknownNameError where there is none."""
-    kernels = module.kernels()
-    for call in graph.calls:
-        if call.kernel not in kernels:
-            raise UnknownNameError(f"no kernel `{call.kernel}`", kernel=graph, node=call)
-    return [(call, kernels[call.kernel]) for call in graph.calls]
-
-
-def call_dims(
-    graph: Graph,
-    call: Call,
-    kernel: Kernel,
-    values: Mapping[str, int],
-    given: Mapping[str, Value],
-) -> dict[str, int]:
-    """The dims of one call, from its arguments' shapes and its own bindings."""
-    bindings = {name: int(evaluate_dim(e, values)) for name, e in call.dims}
-    shapes = {name: planes[0].shape for name, planes in given.items()}
-    try:
-        return infer_dims(kernel, shapes, bindings)
-    except KirError as e:
-        raise e.at(kernel=graph, node=call) from None
 
 
 def _checked(kernel: Kernel | Graph, p: Param, inputs: Arrays) -> np.ndarray[Any, Any]:

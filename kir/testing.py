@@ -1,0 +1,331 @@
+"""Hypothesis strategies for KIR: dims, inputs, whole kernels; and `assert_equivalent`.
+
+Inputs are drawn as a profile and a seed, not element by element: that is fast, shrinks towards
+small integers, and a failure is told in two words. The profiles are in `PROFILES`, tame first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from kir.dtypes import DType
+from kir.errors import EvaluationError, VerificationError
+from kir.generate import kernels
+from kir.inputs import index_bounds
+from kir.interpret import Bounded, oracle, run
+from kir.interpret.bounded import float_limits
+from kir.ir import Axis, Const, Dim, Expr, Graph, Kernel, Module, Var, walk
+from kir.specialise import bind_defaults, evaluate, input_shapes
+
+__all__ = [
+    "PROFILES",
+    "Example",
+    "assert_equivalent",
+    "dims_choices",
+    "dims_for",
+    "examples",
+    "inputs",
+    "kernels",
+    "make_array",
+    "make_inputs",
+]
+
+Array = np.ndarray[Any, Any]
+Item = Kernel | Graph
+
+PROFILES = ("integers", "tame", "wide", "special")
+"""`integers`: -2 to 2; `tame`: normal; `wide`: magnitudes over the dtype's range; `special`: NaN,
+infinities, signed zeros, subnormals, the greatest and least values among the others."""
+SIZES = (0, 1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 31, 32, 33, 64, 65, 100, 127, 128, 129, 257)
+WORK = 1 << 17
+"""Most points, the product of all dims, that a drawn example has."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One way to call a kernel: `make_inputs(item, dims, profile, seed)` gives its arrays."""
+
+    dims: tuple[tuple[str, int], ...]
+    profile: str
+    seed: int
+
+    def __str__(self) -> str:
+        dims = ", ".join(f"{n}={v}" for n, v in self.dims) or "no dims"
+        return f"{dims}; inputs `{self.profile}`, seed {self.seed}"
+
+
+# --- dims --------------------------------------------------------------------------------------
+
+
+def sizes_of(item: Item, stages: Sequence[Kernel] = ()) -> tuple[int, ...]:
+    """Sizes worth trying: small ones, primes, and those next to every constant extent."""
+    found = set(SIZES)
+    for kernel in (item, *stages):
+        for node in walk(kernel):
+            if isinstance(node, Axis) and isinstance(node.extent, Const):
+                n = int(node.extent.value)
+                found |= {n - 1, n, n + 1, 2 * n + 1}
+        for constraint in kernel.constraints:
+            for node in walk(constraint):
+                if isinstance(node, Const) and type(node.value) is int:
+                    found |= {node.value * k for k in (1, 2, 3)} | {node.value + 1}
+    return tuple(sorted(n for n in found if 0 <= n <= 2100))
+
+
+def dims_choices(
+    item: Item,
+    stages: Sequence[Kernel] = (),
+    module: Module | None = None,
+    seed: int = 0,
+    parameters: bool = False,
+) -> list[dict[str, int]]:
+    """Valid bindings of all dims, small ones first. Parameters keep their defaults unless asked.
+
+    Raises VerificationError where no binding tried satisfies the constraints.
+    """
+    shapes = {p.name: p.shape for p in item.inputs}
+    indexed = index_bounds(item, module)
+    space = _Space(
+        item.dims,
+        item.constraints,
+        tuple(dict.fromkeys(e for p in item.params for e in p.shape if not isinstance(e, Var))),
+        tuple((shapes[name], tuple(extents)) for name, extents in indexed.items()),
+        sizes_of(item, stages),
+        parameters,
+    )
+    found = _choices(space, seed)
+    if not found:
+        raise VerificationError(
+            f"no dims were found that satisfy the constraints of `{item.name}`", kernel=item
+        )
+    return [dict(values) for values in found]
+
+
+@dataclass(frozen=True)
+class _Space:
+    """All that decides which dims are valid; many kernels share one."""
+
+    dims: tuple[Dim, ...]
+    constraints: tuple[Expr, ...]
+    extents: tuple[Expr, ...]
+    """Those of the parameters, plain dims aside."""
+    indexed: tuple[tuple[tuple[Expr, ...], tuple[Expr, ...]], ...]
+    """Per input that holds indices: its shape, and what its values must stay below."""
+    sizes: tuple[int, ...]
+    parameters: bool
+
+    def valid(self, values: Mapping[str, int]) -> bool:
+        free = [values[d.name] for d in self.dims if d.default is None]
+        if math.prod(max(v, 1) for v in free) > WORK:
+            return False
+        if not all(evaluate(c, values) for c in self.constraints):
+            return False
+        if any(evaluate(e, values) < 0 for e in self.extents):
+            return False
+        for shape, extents in self.indexed:
+            some = all(evaluate(e, values) for e in shape)
+            if some and any(evaluate(e, values) < 1 for e in extents):
+                return False
+        return True
+
+
+@lru_cache(maxsize=256)
+def _choices(space: _Space, seed: int) -> tuple[tuple[tuple[str, int], ...], ...]:
+    free = [d.name for d in space.dims if d.default is None]
+    fixed = {d.name: d.default for d in space.dims if d.default is not None}
+    rng = np.random.default_rng(seed)
+    tries: list[dict[str, int]] = [fixed]
+    if free or space.parameters:
+        small = itertools.islice(itertools.product((0, 1, 2, 3), repeat=len(free)), 64)
+        tries = [fixed | dict(zip(free, values, strict=True)) for values in small]
+    for _ in range(600 if free or space.parameters else 0):
+        reach = int(rng.integers(4, len(space.sizes) + 1))
+        drawn = {n: int(space.sizes[int(rng.integers(reach))]) for n in free}
+        if space.parameters:
+            drawn |= {n: int(rng.integers(0, 4)) for n in fixed}
+        tries.append(fixed | drawn)
+    good = {tuple(t.items()) for t in tries if space.valid(t)}
+    return tuple(sorted(good, key=lambda t: (math.prod(n + 1 for _, n in t), t)))
+
+
+def dims_for(kernel: Item, **options: Any) -> st.SearchStrategy[dict[str, int]]:
+    """A strategy of valid dims: 0, 1, primes, off by one of every tile and constraint."""
+    return st.sampled_from(dims_choices(kernel, **options))
+
+
+# --- inputs ------------------------------------------------------------------------------------
+
+
+def make_array(dtype: DType, shape: tuple[int, ...], profile: str, rng: Any) -> Array:
+    """A random array of a profile."""
+    if dtype.is_bool:
+        return np.asarray(rng.integers(0, 2, shape).astype(np.bool_))
+    if dtype.is_integer:
+        return _integers(dtype, shape, profile, rng)
+    if profile == "integers":
+        values = rng.integers(-2, 3, shape).astype(np.float64)
+    elif profile == "tame":
+        values = rng.standard_normal(shape)
+    else:
+        values = _wide_floats(dtype, shape, rng)
+    with np.errstate(all="ignore"):
+        array: Array = np.asarray(values).astype(dtype.numpy)
+    if profile == "special" and array.size:
+        specials = _specials(dtype)
+        hit = rng.random(shape) < min(0.3, 3 / array.size + 0.02)
+        array = np.where(hit, specials[rng.integers(0, len(specials), shape)], array)
+    return array
+
+
+def _integers(dtype: DType, shape: tuple[int, ...], profile: str, rng: Any) -> Array:
+    low, high = dtype.limits()
+    if profile in ("wide", "special"):
+        whole = rng.integers(low, high, shape, dtype=dtype.numpy, endpoint=True)
+        edges = np.array([low, high, 0, 1, high - 1, low + 1], dtype.numpy)
+        edge = rng.random(shape) < 0.2
+        return np.asarray(np.where(edge, edges[rng.integers(0, len(edges), shape)], whole))
+    reach = 2 if profile == "integers" else 100
+    drawn = rng.integers(max(low, -reach), min(high, reach), shape, endpoint=True)
+    return np.asarray(drawn).astype(dtype.numpy)
+
+
+def _wide_floats(dtype: DType, shape: tuple[int, ...], rng: Any) -> Array:
+    """Magnitudes whose logarithm is uniform over two thirds of the dtype's range."""
+    greatest, _, subnormal = float_limits(dtype)
+    span = np.log2(greatest) / 1.5, np.log2(subnormal) / 1.5
+    exponent = rng.uniform(span[1], span[0], shape)
+    return np.asarray(rng.choice([-1.0, 1.0], shape) * np.exp2(exponent))
+
+
+def _specials(dtype: DType) -> Array:
+    greatest, _, subnormal = float_limits(dtype)
+    values = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, -1.0, greatest, -greatest,
+              subnormal, -subnormal, subnormal * 2.0 ** (dtype.mantissa - 1)]  # fmt: skip
+    with np.errstate(all="ignore"):
+        return np.array(values).astype(dtype.numpy)
+
+
+def make_inputs(
+    item: Item,
+    dims: Mapping[str, int],
+    profile: str = "tame",
+    seed: int = 0,
+    module: Module | None = None,
+) -> dict[str, Array]:
+    """Arrays for all inputs; those that serve as indices are in range."""
+    rng = np.random.default_rng([seed, PROFILES.index(profile)])
+    shapes = input_shapes(item, dims)
+    bounds = index_bounds(item, module)
+    values = bind_defaults(item, dims)
+    arrays = {}
+    for p in item.inputs:
+        shape = shapes[p.name]
+        if p.name in bounds:
+            below = min(int(evaluate(e, values)) for e in bounds[p.name])
+            below = min(below, p.type.limits()[1])
+            drawn = rng.integers(0, max(below, 1), shape)
+            arrays[p.name] = np.asarray(drawn).astype(p.type.numpy)
+        else:
+            arrays[p.name] = make_array(p.type, shape, profile, rng)
+    return arrays
+
+
+@st.composite
+def inputs(
+    draw: st.DrawFn, kernel: Item, dims: Mapping[str, int], tame: bool = False
+) -> dict[str, Array]:
+    """Arrays for a kernel under `dims`: with `tame`, small finite values only."""
+    profile = draw(st.sampled_from(PROFILES[:2] if tame else PROFILES))
+    return make_inputs(kernel, dims, profile, draw(st.integers(0, 1 << 16)))
+
+
+def examples(
+    item: Item,
+    stages: Sequence[Kernel] = (),
+    module: Module | None = None,
+    parameters: bool = False,
+    profiles: Sequence[str] = PROFILES,
+) -> st.SearchStrategy[Example]:
+    """Ways to call a kernel, shrinking to few elements and small integers."""
+    choices = dims_choices(item, stages, module, parameters=parameters)
+    return st.builds(
+        Example,
+        st.sampled_from([tuple(sorted(c.items())) for c in choices]),
+        st.sampled_from(list(profiles)),
+        st.integers(0, 1 << 16),
+    )
+
+
+# --- equivalence -------------------------------------------------------------------------------
+
+
+def assert_equivalent(
+    a: Kernel,
+    b: Kernel,
+    tries: int = 12,
+    seed: int = 0,
+    exact: bool = False,
+    profiles: Sequence[str] = PROFILES,
+) -> float:
+    """Check that `b` computes what `a` says, on random dims and inputs.
+
+    Each output of `b`, as written, must lie within the oracle's bound for `a`; with `exact` it
+    must equal that of `a` bit for bit (NaN equals NaN). Gives the worst error as a multiple of
+    its bound; raises VerificationError.
+    """
+    rng = np.random.default_rng(seed)
+    choices = dims_choices(a, (b,), seed=seed)
+    worst = 0.0
+    for n in range(tries):
+        dims = choices[0 if n == 0 else int(rng.integers(len(choices)))]
+        case = Example(tuple(dims.items()), profiles[n % len(profiles)], n)
+        arrays = make_inputs(a, dims, case.profile, case.seed)
+        try:
+            want: Mapping[str, Any] = run(a, arrays, dims) if exact else oracle(a, arrays, dims)
+        except EvaluationError:
+            continue  # an index that no bound is known for fell out of range: no valid input
+        got = run(b, arrays, {d.name: dims[d.name] for d in b.dims})
+        for name, expected in want.items():
+            if isinstance(expected, Bounded):
+                errors = expected.errors(got[name])
+            else:
+                errors = np.where(same_bits(expected, got[name]), 0.0, np.inf)
+            worst = max(worst, float(errors.max(initial=0.0)))
+            if worst > 1:
+                raise VerificationError(
+                    f"`{b.name}` differs from `{a.name}` in `{name}` for {case}:\n"
+                    + describe_difference(expected, got[name], errors),
+                    kernel=b,
+                )
+    return worst
+
+
+def same_bits(a: Array, b: Array) -> Array:
+    """Where two arrays of one dtype hold the same value, NaN and signed zeros told apart."""
+    if a.dtype.kind in "iub":
+        return np.asarray(a == b)
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    equal = (wide_a == wide_b) & (np.signbit(wide_a) == np.signbit(wide_b))
+    return np.asarray(equal | (np.isnan(wide_a) & np.isnan(wide_b)))
+
+
+def describe_difference(expected: Bounded | Array, got: Array, errors: Array) -> str:
+    """The worst element: its index, what was expected, what came out, and the bound."""
+    place = np.unravel_index(int(np.argmax(errors)), errors.shape) if errors.ndim else ()
+    where = f"[{', '.join(str(int(p)) for p in place)}]"
+    bad = int((errors > 1).sum())
+    if isinstance(expected, Bounded):
+        value, bound = expected.value[place], expected.bound[place]
+        wanted = f"expected {value!s} within {bound:.3g}"
+    else:
+        wanted = f"expected {expected[place]!s}"
+    share = f"{bad} of {errors.size} elements differ" if errors.size > 1 else "it differs"
+    return f"  at {where} {wanted}, got {got[place]!s} ({share})"
