@@ -1,4 +1,4 @@
-"""The backend for a custom accelerator described by data: LLVM for its cores, calls of its engines."""
+"""The backend for an accelerator described by data: LLVM for its cores, calls of its engines."""
 
 from kir.backends.accel.backend import BACKEND
 

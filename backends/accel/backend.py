@@ -148,7 +148,9 @@ class Simulation(Executable):
         """What one run works on, and the outputs by name, which it writes."""
         kernel = self.artifact.kernel
         _check(inputs, kernel.inputs)
-        values = infer_dims(kernel, {n: a.shape for n, a in inputs.items()}, dims)
+        names = {d.name for d in kernel.dims}
+        given = {n: v for n, v in (dims or {}).items() if n in names}  # others are constants here
+        values = infer_dims(kernel, {n: a.shape for n, a in inputs.items()}, given)
         made = {p.name: _poisoned(p.type.name, _shape(p, values)) for p in kernel.outputs}
         if outputs is not None:
             _check(outputs, kernel.outputs)

@@ -170,7 +170,7 @@ class _Pass:
                 return None
             made = copy(nest, value, places, self.machine)
             self.counts.dma += made is not None
-            self.counts.core_copies += made is None
+            self.counts.core_copies += made is None and len(nest.loops) == 1
             return made
         if nest.store.op == "add" and isinstance(value, Op) and value.name == "mul":
             product = mma(nest, value, places, self.machine)
