@@ -521,7 +521,7 @@ def test_another_core(tmp_path: Path) -> None:
 
 def test_a_core_without_floats_is_refused(tmp_path: Path) -> None:
     arch = machine_file(tmp_path, core__features='["+m", "+a", "+c"]', core__abi='"lp64"')
-    text = "kernel k(x: f32[4]) -> (y: f32[4]) { grid i: 4 { y[i] = x[i] * 2.0 } }"
+    text = "kernel k(x: f32[4]) -> (y: f32[4]) { grid i: 4 { y[i] = x[i] * 3.0 } }"
     with pytest.raises(UnsupportedError, match="calls `__mulsf3`, which the run-time interface"):
         lowered(text, arch)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import re
 import shutil
@@ -135,7 +136,7 @@ def test_the_header_has_the_simulators_layout(tmp_path: Path) -> None:
     source = tmp_path / "t.c"
     source.write_text(
         f'#include <stddef.h>\n#include "kir_accel.h"\n{checks}'
-        f'_Static_assert(sizeof(kir_pe) == {simulator.ctypes.sizeof(simulator.Pe)}, "");\n',
+        f'_Static_assert(sizeof(kir_pe) == {ctypes.sizeof(simulator.Pe)}, "");\n',
         encoding="utf-8",
     )
     done = subprocess.run(
