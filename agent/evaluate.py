@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,7 +70,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`seconds` and `baseline_seconds` are medians of interleaved runs, None unless `ok`."""
+    """`seconds` and `baseline_seconds` are medians of interleaved runs, None unless `ok`.
+
+    `fitness` is the median of the ratios of neighbouring runs, baseline over candidate: on a
+    busy machine it is steadier than the ratio of the medians.
+    """
 
     status: str
     fitness: float = 0.0
@@ -106,7 +110,7 @@ class ChildEvaluator:
         self._command = command
         self._repeats = repeats
         self.folder = Path(tempfile.mkdtemp(prefix="kir-tune-"))
-        self._prepared = False
+        self._prepared: set[int] = set()
         self._server: _Server | None = None
 
     def __enter__(self) -> ChildEvaluator:
@@ -124,21 +128,23 @@ class ChildEvaluator:
             self._server.stop()
             self._server = None
 
-    def evaluate(self, derivation: str) -> Verdict:
-        if not self._prepared:
-            verdict = self._run("prepare", "")
+    def evaluate(self, derivation: str, seed: int | None = None) -> Verdict:
+        """The verdict on a derivation, on the problem's inputs or on those of another seed."""
+        problem = self._problem if seed is None else replace(self._problem, seed=seed)
+        if problem.seed not in self._prepared:
+            verdict = self._run("prepare", "", problem)
             if verdict.status != "ok":
                 return verdict
-            self._prepared = True
-        return self._run("evaluate", derivation)
+            self._prepared.add(problem.seed)
+        return self._run("evaluate", derivation, problem)
 
-    def _run(self, action: str, derivation: str) -> Verdict:
+    def _run(self, action: str, derivation: str, problem: Problem) -> Verdict:
         private = Path(tempfile.mkdtemp(prefix="job-", dir=self.folder))
         request = {
             "action": action,
-            "problem": asdict(self._problem),
+            "problem": asdict(problem),
             "derivation": derivation,
-            "expected": str(self.folder / "expected.npz"),
+            "expected": str(self.folder / f"expected-{problem.seed}.npz"),
             "repeats": self._repeats,
             "limits": asdict(self._limits),
         }
@@ -278,16 +284,16 @@ def _read_verdict(data: object) -> Verdict:
         raise ValueError("it is not a verdict")
     if data["status"] != "ok":
         return Verdict(data["status"], error=error, report=report)
-    seconds, baseline = _duration(data.get("seconds")), _duration(data.get("baseline_seconds"))
-    fitness = baseline / seconds if seconds and baseline else 0.0
-    return Verdict("ok", fitness, seconds, baseline, error, report)
+    seconds, baseline = _positive(data.get("seconds")), _positive(data.get("baseline_seconds"))
+    ratio = _positive(data.get("ratio"))
+    return Verdict("ok", ratio or 0.0, seconds, baseline, error, report)
 
 
-def _duration(value: object) -> float | None:
+def _positive(value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("a time is not a number")
+        raise ValueError("a time or ratio is not a number")
     if not math.isfinite(value) or value <= 0:
-        raise ValueError("a time is not positive")
+        raise ValueError("a time or ratio is not positive")
     return float(value)

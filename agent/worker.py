@@ -151,7 +151,7 @@ def prepare(problem: Problem, path: Path) -> Reply:
     arrays: dict[str, Any] = {}
     for name, bounded in expected.items():
         arrays[f"value:{name}"], arrays[f"bound:{name}"] = bounded.value, bounded.bound
-    unfinished = path.with_name("expected.part.npz")
+    unfinished = path.with_name("part-" + path.name)
     np.savez(unfinished, **arrays)
     unfinished.replace(path)
     return {"status": "ok"}
@@ -173,11 +173,11 @@ def evaluate(problem: Problem, derivation: str, expected: str, repeats: int) -> 
     mistake = run_and_compare(candidate, spec, inputs, outputs, expected)
     if mistake:
         return {"status": "wrong", "error": f"after timing: {mistake}"}
-    ours, theirs = (statistics.median(t) for t in times)
     return {
         "status": "ok",
-        "seconds": ours,
-        "baseline_seconds": theirs,
+        "seconds": statistics.median(times[0]),
+        "baseline_seconds": statistics.median(times[1]),
+        "ratio": statistics.median(b / a for a, b in zip(*times, strict=True)),
         "report": {"samples": [list(times[0]), list(times[1])]},
     }
 

@@ -48,7 +48,7 @@ def kill_server() -> NoReturn:
 
 
 def timed(seconds: Any, baseline: Any = 3.0) -> dict[str, Any]:
-    return {"status": "ok", "seconds": seconds, "baseline_seconds": baseline}
+    return {"status": "ok", "seconds": seconds, "baseline_seconds": baseline, "ratio": 1.5}
 
 
 DEEDS: dict[str, Callable[[], Any]] = {
