@@ -139,6 +139,12 @@ EXAMPLES = (
         for i_o: cdiv(N, 2) { for i: 2 where i_o*2 + i < N, i_o*2 + i > 2 {
           y[i_o*2 + i] = x[i_o*2 + i - 1]
         } }""", V),
+    Example("split-data-mask", step("split", "i", 2), VECTOR,
+        "for a: N { y[a] = 0 }\nfor i: N where x[i] > 0 { y[i] = x[i] }",
+        """for a: N { y[a] = 0 }
+        for i_o: cdiv(N, 2) { for i: 2 where i_o*2 + i < N {
+          if x[i_o*2 + i] > 0 { y[i_o*2 + i] = x[i_o*2 + i] }
+        } }""", V),
     Example("reorder", step("reorder", ("j", "i")), MATRIX,
         "for i: M { for j: N { y[i, j] = x[i, j] } }",
         "for j: N { for i: M { y[i, j] = x[i, j] } }", MN),
@@ -147,6 +153,12 @@ EXAMPLES = (
           y[i_o*4 + i, j] = x[i_o*4 + i, j] } } }""",
         """for i_o: cdiv(M, 4) { for j: N { for i: 4 where i_o*4 + i < M {
           y[i_o*4 + i, j] = x[i_o*4 + i, j] } } }""", MN),
+    Example("reorder-data-mask", step("reorder", ("j", "i")), "[N](x: i32[N, N]) -> (y: i32[N])",
+        """for a: N { y[a] = 0 }
+        for i: N where i > 2 { for j: N where x[i - 3, j] > 0 { y[i - 3] += x[i, j] } }""",
+        """for a: N { y[a] = 0 }
+        for j: N { for i: N where i > 2 { if x[i - 3, j] > 0 { y[i - 3] += x[i, j] } } }""",
+        ({"N": 5},)),
     Example("reorder-recurrence", step("reorder", ("i", "t")),
         "[T, N](x: i32[T, N]) -> (y: i32[T, N])",
         "for t: T { for i: N { y[t, i] = x[t, i] + (y[t - 1, i] else 0) } }",
@@ -171,6 +183,12 @@ EXAMPLES = (
     Example("fuse-masks", step("fuse", "i", "j"), VECTOR,
         "for i: N { y[i] = x[i] }\nfor j: N where j > 1 { y[j] += 1 }",
         "for i: N { y[i] = x[i]  if i > 1 { y[i] += 1 } }", V),
+    Example("fuse-stored-mask", step("fuse", "i", "j"), "[N](x: i32[N]) -> (y: i32[N], c: i32[N])",
+        """for a: N { y[a] = 0  c[a] = x[a] }
+        for i: N where c[i] > 0 { c[i] = 0 }
+        for j: N where c[j] > 0 { y[j] = 1 }""",
+        """for a: N { y[a] = 0  c[a] = x[a] }
+        for i: N { if c[i] > 0 { c[i] = 0 }  if c[i] > 0 { y[i] = 1 } }""", V),
     Example("fission", step("fission", "i"), "(x: i32[8, 5]) -> (y: i32[8])",
         ACCUMULATE.replace("M", "8").replace("N", "5"),
         """buffer acc: i32[8] in reg = 0
@@ -246,6 +264,9 @@ EXAMPLES = (
           e = x[a*4 + b]
           y[a*4 + b] = e
         } }""", V),
+    Example("contract-padded", step("contract", "e", "reg"), VECTOR,
+        "buffer e: i32[N] in global\nfor i: N { e[i] = x[i]  y[i] = e[i] else 3 }",
+        "for i: N { buffer e: i32 in reg  e = x[i]  y[i] = e }", V),
     Example("set_space", step("set_space", "e", "local"), VECTOR,
         "buffer e: i32[N] in global\nfor i: N { e[i] = x[i] }\nfor j: N { y[j] = e[j] }",
         "buffer e: i32[N] in local\nfor i: N { e[i] = x[i] }\nfor j: N { y[j] = e[j] }", V),
@@ -274,6 +295,14 @@ EXAMPLES = (
           buffer x_local: i32[6] in local
           for x_local_0: 6 { x_local[x_local_0] = x[i_o*4 - 1 + x_local_0] else 5 }
           for i: 4 where i_o*4 + i < N { y[i_o*4 + i] = x_local[i] + x_local[i + 2] }
+        }""", V),
+    Example("stage-steps", step("stage", "x", "i", "local"), "[N](x: i32[3*N]) -> (y: i32)",
+        "y = 0\nfor i: 3 { for k: N { y += x[k*3 + i] } }",
+        """y = 0
+        for i: 3 {
+          buffer x_local: i32[N*3] in local
+          for x_local_0: N*3 { x_local[x_local_0] = x[i + x_local_0] else 0 }
+          for k: N { y += x_local[k*3] }
         }""", V),
     Example("rfactor", step("rfactor", "acc", "j"), "[M, N](x: i32[M, N]) -> (y: i32[M])",
         """for i: M {
@@ -354,9 +383,7 @@ def test_every_rewrite_says_what_it_does(name: str) -> None:
 def test_argmax_counts_nan_and_the_first_of_equals(best: str) -> None:
     spec = kernel("[M, N](x: f32[M, N]) -> (y: i64[M])", f"y[i: M] = {best}(j: N) x[i, j]")
     nan, inf = np.nan, np.inf
-    x = np.array(
-        [[1, 2, 2, 0], [0, nan, 9, nan], [-inf] * 4, [inf] * 4, [3, 1, 1, 3]], np.float32
-    )
+    x = np.array([[1, 2, 2, 0], [0, nan, 9, nan], [-inf] * 4, [inf] * 4, [3, 1, 1, 3]], np.float32)
     want = run(spec, {"x": x})["y"]
     np.testing.assert_array_equal(run(apply_step(spec, step("loops")), {"x": x})["y"], want)
     assert want[1] == 1 and want[2] == 0 and want[3] == 0
@@ -369,6 +396,8 @@ REFUSALS = (
     (step("split", "i", 0), VECTOR, COPY, "cannot be split by 0"),
     (step("split", "i", 4, outer="x"), VECTOR, COPY, "the name `x` is taken"),
     (step("split", "i", 4, outer="i"), VECTOR, COPY, "cannot have one name"),
+    (step("split", "t", 2), VECTOR,
+     "for t: N {\n h[t] = x[t] + (h[t - 1] else i32(0))\n y[t] = h[t]\n}", "not in loops yet"),
     (step("inline", "y"), VECTOR, "y[i: N] = x[i]", "is an output"),
     (step("inline", "e"), VECTOR, "y[i: N] = x[i]", "no definition `e`"),
     (step("inline", "s"), MATRIX,
@@ -406,6 +435,11 @@ REFUSALS = (
     (step("fission", "i"), VECTOR, COPY, "one piece already"),
     (step("fission", "i", after="k"), ROWS, ACCUMULATE, "no loop `k`"),
     (step("fission", "i"), ROWS, ACCUMULATE, "not constant"),
+    (step("fission", "i"), VECTOR,
+     "for a: N { y[a] = x[a] }\nfor i: N where y[i] > 0 { y[i] = 0  y[i] += 2 }",
+     "the mask of `i` reads"),
+    (step("reorder", ("j", "i")), MATRIX.replace("y: i32[M, N]", "y: i32[M]"),
+     "for a: M { y[a] = 1 }\nfor i: M where y[i] > 0 { for j: N { y[i] = 0 } }", "a mask reads"),
     (step("fission", "i"), VECTOR,
      "buffer s: i32 in reg = 0\nfor i: N {\n y[i] = s\n s += x[i]\n}", "hangs together"),
     (step("bind", "i", "warp"), VECTOR, COPY, "no kind of loop"),
