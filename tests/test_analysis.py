@@ -39,6 +39,7 @@ from kir.ir import (
     const,
 )
 from kir.ops import compute, op
+from kir.simplify import simplify
 from kir.syntax import parse_kernel
 
 # --- brute force ---------------------------------------------------------------------------------
@@ -302,6 +303,40 @@ def test_coverage_and_early_reads_are_what_brute_force_finds(
     assert (ScopeError in found) == early
 
 
+@st.composite
+def quotients(draw: st.DrawFn) -> Expr:
+    """An index expression over i, j and N, with quotients by constants and by N."""
+    leaf = st.sampled_from([Var("i"), Var("j"), Var("N"), const(1), const(2), const(3)])
+    pair = st.sampled_from(
+        ["add", "sub", "mul", "floordiv", "mod", "cdiv", "min", "max", "add", "mul"]
+    )
+    tree = st.recursive(leaf, lambda e: st.builds(op, pair, e, e), max_leaves=6)
+    return draw(st.one_of(tree, st.sampled_from(FUSED)))
+
+
+FLAT = op("add", op("mul", Var("i"), Var("N")), Var("j"))
+FUSED = [op(name, FLAT, Var("N")) for name in ("floordiv", "mod", "cdiv")]
+
+
+@settings(derandomize=True, deadline=None, max_examples=80)
+@given(st.data())
+def test_simplify_keeps_what_a_program_touches(data: st.DataObject) -> None:
+    """Loops, masks and guards with symbolic extents: the same iterations touch the same things."""
+    extent = st.one_of(extents(None), st.just(op("mul", Var("N"), const(2))))
+    compare = st.sampled_from(["lt", "le", "ge", "eq", "ne"])
+    conditions = [
+        op(data.draw(compare), data.draw(quotients()), data.draw(quotients())) for _ in range(3)
+    ]
+    where = tuple(conditions[: data.draw(st.integers(0, 2))])
+    store = Store("y", (data.draw(quotients()), data.draw(quotients())), Const(1.0, f32))
+    guarded = If(data.draw(st.sampled_from(conditions)), (store,))
+    inner = loop("j", data.draw(st.one_of(extent, extents("i"))), guarded, store, where=where)
+    k = kernel(loop("i", data.draw(extent), inner))
+    done = simplify(k)
+    for dims in DIMS:
+        assert walk_kernel(done, dims) == walk_kernel(k, dims)
+
+
 # --- by hand -------------------------------------------------------------------------------------
 
 MATMUL = """
@@ -391,6 +426,38 @@ def test_fusion_needs_one_block_and_equal_extents() -> None:
     assert fusion_legal(k, "i", "l") == "`i` and `l` stand in different blocks"
     free = parse_kernel(text.replace("where M == N", ""))
     assert fusion_legal(free, "i", "j") is not None
+
+
+def test_loops_steered_by_what_they_write_stay() -> None:
+    text = """
+    kernel k[N](x: f32[N]) -> (y: f32[N], z: f32[N]) {
+      for a: N { y[a] = x[a] z[a] = x[a] }
+      for i: N where y[i] > 0.0 { y[i] = 0.0  z[i] = y[i] }
+      for j: N { for l: N where y[j] > 0.0 { y[l] = 0.0 } }
+    }"""
+    k = parse_kernel(text)
+    reason = fission_legal(k, "i", 1)
+    assert reason is not None and "the read `y[i]` steers the loop" in reason
+    assert fission_legal(parse_kernel(text.replace("where y[i]", "where x[i]")), "i", 1) is None
+    assert reorder_legal(k, ["j", "l"], ["l", "j"]) is not None
+
+
+def test_a_guard_on_data_holds_until_the_data_change() -> None:
+    text = """
+    kernel k[N](x: i64[N]) -> (y: f32[N]) {
+      buffer p: i64 in reg = 0
+      for i: N { y[i] = 0.0 }
+      for j: N { p = x[j]  if p >= 0 and p < N { %s y[p] = 1.0 } }
+    }"""
+    report = Report()
+    assert list(find_errors(parse_kernel(text % "p = 100"), report)) == []
+    assert [a.decl.name for a in report.runtime_checked] == ["y"]
+    direct = text.replace("if p >= 0 and p < N", "if x[j] >= 0 and x[j] < N").replace(
+        "y[p]", "y[x[j]]"
+    )
+    report = Report()
+    assert list(find_errors(parse_kernel(direct % ""), report)) == []
+    assert report.runtime_checked == []
 
 
 def test_an_unknown_loop_is_an_error() -> None:

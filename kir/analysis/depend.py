@@ -136,9 +136,12 @@ def fission_legal(kernel: Kernel, loop: LoopRef, at: int, *, ordered: bool = Fal
     axis, around = resolve(model, loop)
     inside = _inside(model, axis)
     depth = _depth(model, axis)
-    one = [a for a in inside if a.position[depth] < at]
-    two = [a for a in inside if a.position[depth] >= at]
+    one = [a for a in inside if a.position[depth:] and a.position[depth] < at]
+    two = [a for a in inside if a.position[depth:] and a.position[depth] >= at]
     written = _written(inside)
+    reason = _steers([a for a in inside if not a.position[depth:]], written)
+    if reason:
+        return reason
     for x, y in ((x, y) for x in one for y in two):
         if _may_clash(x, y, axis, ordered):
             found = meeting(model, x, y, around, written, [(axis, axis, ">")])
@@ -166,6 +169,10 @@ def reorder_legal(
                 return f"the extent of `{axis.name}` depends on `{inner.name}`"
     inside = _inside(model, axes[-1])
     written = _written(inside)
+    nest = _inside(model, axes[0])
+    reason = _steers([a for a in nest if a not in inside], written)
+    if reason:
+        return reason
     for a, b in ((a, b) for a in inside for b in inside):
         if not _may_clash(a, b, axes[0], ordered):
             continue
@@ -318,11 +325,21 @@ def _depth(model: Model, axis: AxisFrame) -> int:
     return model.depths[axis]
 
 
+def _steers(heads: list[Access], written: frozenset[str]) -> str | None:
+    """Why loops whose extents and masks read `heads` cannot move: their bodies write there."""
+    for a in heads:
+        if a.decl.name in written:
+            return f"{describe(a)} steers the loop, and its body writes `{a.decl.name}`"
+    return None
+
+
 def _names(axis: AxisFrame) -> set[str]:
     return {v.name for v in _vars(axis.extent)}
 
 
 def _equal_extents(model: Model, a: AxisFrame, b: AxisFrame, around: Frames) -> bool:
+    if any(isinstance(n, Read) for n in (*walk(a.extent), *walk(b.extent))):
+        return False
     if model.prepare(a.extent) == model.prepare(b.extent):
         return True
     text = Text(model)

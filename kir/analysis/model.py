@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from kir.errors import UnknownNameError
@@ -122,8 +122,10 @@ class Model:
             self.prepared[id(e)] = found
         return found[1]
 
-    def of(self, tensor: str) -> list[Access]:
-        return [a for a in self.accesses if a.decl.name == tensor]
+    @cached_property
+    def mutable(self) -> frozenset[str]:
+        """Tensors whose elements may change: one read of them says nothing of the next."""
+        return frozenset(d.name for d in self.decls if d.role in ("output", "buffer"))
 
 
 @lru_cache(maxsize=64)

@@ -310,7 +310,7 @@ class Text:
         self.exact = False
         common = names <= env.shared and not reads & self.written
         key = ("" if common else env.suffix, e)
-        fresh = key not in self.unknown
+        fresh = key not in self.unknown or bool(reads & self.model.mutable)
         if fresh:
             self.new_dim(e, env, key[0])
         return self.unknown[key], fresh
