@@ -204,9 +204,10 @@ def early_reads(model: Model, report: Report) -> Iterator[KirError]:
         if gap is None:
             continue
         element = ", ".join(map(str, gap.element))
-        hint = "write it first, or give the buffer a value: `buffer ... = 0.0`"
-        if a.decl.role == "definition":
-            hint = "a recurrence reads earlier slices only: `t - 1`, with a fill for the first"
+        hint = {
+            "buffer": "write it first, or give the buffer a value: `buffer ... = 0.0`",
+            "output": "write it first: an output has no value at the start",
+        }.get(a.decl.role, "a recurrence reads earlier slices only: `t - 1`, with a fill")
         yield ScopeError(
             f"{describe(a)} comes before anything is written there: `{a.decl.name}[{element}]`"
             f"{_given(gap.values)}",
