@@ -18,6 +18,7 @@ from kir.backends.accel.backend import Simulation
 from kir.backends.accel.engines import Dma, Mma, Wait, with_engines
 from kir.backends.accel.machine import MACHINES, find
 from kir.backends.accel.program import program
+from kir.dtypes import DTYPES, DType
 from kir.errors import (
     CompileError,
     EvaluationError,
@@ -32,7 +33,7 @@ from kir.interpret import run
 from kir.ir import Kernel, walk
 from kir.rewrites import replay
 from kir.specialise import specialise
-from kir.syntax import parse_kernel
+from kir.syntax import format_kernel, parse_kernel
 
 Array = np.ndarray[Any, Any]
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -229,6 +230,44 @@ kernel k[N](x: f32[N, 8], y: f32[N, 8]) -> (z: f32[N, 8]) {
     )
     kinds = [type(n) for n in walk(kernel) if isinstance(n, Dma | Wait)]
     assert kinds == [Dma, Dma, Wait]
+
+
+def test_a_copy_whose_order_counts_is_left_to_the_core() -> None:
+    """`t[r + o]` is stored from several (r, o); the last of them in the loops' order stays."""
+    kernel = parse_kernel("""
+kernel k(x: f32[4, 3, 8]) -> (y: f32[6, 8]) {
+  grid g: 1 {
+    buffer t: f32[6, 8] in local
+    for o: 3, r: 4, c: 8 { t[r + o, c] = x[r, o, c] }
+    for r: 6, c: 8 { y[r, c] = t[r, c] }
+  }
+}""")
+    made = loaded(kernel)
+    x = np.arange(96, dtype=np.float32).reshape(4, 3, 8)
+    same(made({"x": x}), run(kernel, {"x": x}), 0)
+    turned = parse_kernel(format_kernel(kernel).replace("for o: 3, r: 4, c", "for r: 4, o: 3, c"))
+    same(loaded(turned)({"x": x}), run(turned, {"x": x}), 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_every_dtype_is_moved_and_computed(dtype: DType) -> None:
+    f = "x_l[i] and y_l[i]" if dtype.is_bool else "x_l[i] + y_l[i]"
+    kernel = parse_kernel(f"""
+kernel k[N](x: {dtype}[N], y: {dtype}[N]) -> (z: {dtype}[N]) {{
+  grid io: cdiv(N, 32) {{
+    buffer x_l: {dtype}[32] in local
+    buffer y_l: {dtype}[32] in local
+    buffer z_l: {dtype}[32] in local
+    for i: 32 where io*32 + i < N {{ x_l[i] = x[io*32 + i] }}
+    for i: 32 where io*32 + i < N {{ y_l[i] = y[io*32 + i] }}
+    tile i: 32 where io*32 + i < N {{ z_l[i] = {f} }}
+    for i: 32 where io*32 + i < N {{ z[io*32 + i] = z_l[i] }}
+  }}
+}}""")
+    made = loaded(kernel)
+    assert made.artifact.report["dma_copies"] == 3
+    inputs = random_inputs(kernel, {"N": 77})
+    assert made(inputs)["z"].tobytes() == run(kernel, inputs)["z"].tobytes()
 
 
 def test_a_transposed_copy_is_left_to_the_core() -> None:

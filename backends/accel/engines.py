@@ -35,6 +35,7 @@ from kir.ir import (
     walk,
 )
 from kir.ops import op
+from kir.rewrites.memory import determines
 from kir.simplify import FALSE, linear, simplify
 
 
@@ -327,6 +328,8 @@ def copy(
     store, source, target = nest.store, places[read.tensor], places[nest.store.target]
     if any(isinstance(n, Read) for e in read.indices for n in walk(e)):
         return None
+    if not determines(store.indices, nest.loops):
+        return None  # elements are stored more than once: the order counts
     from_strides = stride(nest, read.indices, source)
     to_strides = stride(nest, store.indices, target)
     conditions = nest.where
@@ -490,6 +493,8 @@ def mma(nest: Nest, value: Op, places: Mapping[str, Place], machine: Machine) ->
     if not (len(m) == len(n) == len(k) == 1):
         return None
     i, j, p = m[0], n[0], k[0]
+    if not determines(acc.indices, [x for x in nest.loops if x.axis.name != p]):
+        return None
     sizes = {x.axis.name: _value(x.axis.extent) for x in nest.loops}
     if any(
         size is None or size > most

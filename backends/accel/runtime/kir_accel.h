@@ -55,7 +55,8 @@ typedef struct kir_pe {
 } kir_pe;
 
 /* Begin to move `rows` rows of `row_bytes` bytes; strides are in bytes. Transfers are done in the
- * order of issue, and none is sure to be done before kir_dma_wait returns. */
+ * order of issue, and none is sure to be done before kir_dma_wait returns. They see what the core
+ * has stored before they were issued. */
 void kir_dma_load(kir_pe *pe, void *local, const void *global, int64_t rows, int64_t row_bytes,
                   int64_t local_stride, int64_t global_stride);
 void kir_dma_store(kir_pe *pe, void *global, const void *local, int64_t rows, int64_t row_bytes,
