@@ -164,17 +164,60 @@ class Code:
             return
         late = next((k for k, c in enumerate(parts) if k and reads_memory(c)), len(parts))
         now, then = parts[:late], parts[late:]
-        values = [self.access.value(c) for c in now]
-        uniform = self.b.logical_and([v for v in values if not v.lanes])
-        lanes = [v for v in values if v.lanes]
-        outer = self.scope.mask
-        with self.b.when(uniform):
-            mask = self.b.logical_and(([outer] if outer is not None and lanes else []) + lanes)
-            with self.b.when(self.b.any(mask) if mask is not None else None):
-                self.scope.mask = mask if mask is not None else outer
-                with self.where(then):
-                    yield
-                self.scope.mask = outer
+        b, outer = self.b, self.scope.mask
+        limits = {id(c): self._lane_limit(c) for c in now}
+        counts = [v for v in limits.values() if v is not None]
+        values = [self.access.value(c) for c in now if limits[id(c)] is None]
+        lanewise = [v for v in values if v.lanes]
+        with b.when(b.logical_and([v for v in values if not v.lanes])):
+            count = self._least(counts)
+            with b.when(None if count is None else b.icmp("sgt", count, integer(0))):
+                masks = lanewise if count is None else [self._first_lanes(count), *lanewise]
+                if outer is not None and masks:
+                    masks.insert(0, outer)
+                mask = b.logical_and(masks)
+                simple = mask is None or (outer is None and not lanewise)
+                with b.when(None if simple or mask is None else b.any(mask)):
+                    self.scope.mask = mask if mask is not None else outer
+                    with self.where(then):
+                        yield
+                    self.scope.mask = outer
+
+    def _lane_limit(self, condition: Expr) -> V | None:
+        """For `index < bound`, where `index` goes up by one per lane: how many lanes it lets run.
+        None for other conditions."""
+        lane = self.scope.lane
+        if lane is None or reads_memory(condition):
+            return None
+        match condition:
+            case Op("lt" | "le", (left, right)):
+                pass
+            case Op("gt" | "ge", (right, left)):
+                pass
+            case _:
+                return None
+        step, other = coefficient(left, lane.name), coefficient(right, lane.name)
+        if step is None or other is None or step - other != 1:
+            return None
+        values = [self.access.at_first_lane(e) for e in (right, left)]
+        limit = self.b.op("sub", *values)
+        closed = isinstance(condition, Op) and condition.name in ("le", "ge")
+        return self.b.op("add", limit, integer(1)) if closed else limit
+
+    def _least(self, counts: Sequence[V]) -> V | None:
+        if not counts:
+            return None
+        least = counts[0]
+        for other in counts[1:]:
+            least = self.b.intrinsic("llvm.smin", least, other)
+        return least
+
+    def _first_lanes(self, count: V) -> V:
+        """The mask of the first `count` lanes."""
+        b, lane = self.b, self.scope.lane
+        assert lane is not None
+        kept = b.intrinsic("llvm.smin", count, integer(lane.count))
+        return b.icmp("slt", b.iota(lane.count, "i32"), b.convert("trunc", kept, "i32"))
 
     # --- buffers
 

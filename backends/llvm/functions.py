@@ -31,13 +31,19 @@ LOG = (0.3333333134651184, -0.250008225440979, 0.20001228153705597, -0.166233345
        -0.07634418457746506)  # fmt: skip
 SIN = (-0.1666666716337204, 0.008333329111337662, -0.0001983930415008217, 2.7180462893738877e-06)
 COS = (0.0416666679084301, -0.0013888883404433727, 2.479945214872714e-05)
-ERF = (0.12837916612625122, -0.3761262595653534, 0.1128358542919159, -0.026853810995817184,
-       0.00518832728266716, -0.000801019137725234, 7.853854185668752e-05)  # fmt: skip
-LOG_ERFC = (0.00018846594321075827, -1.1295802593231201, -0.633216381072998, -0.10842209309339523,
-            0.025210335850715637, -0.004205283243209124, 0.0004414724826347083,
-            -2.1697604097425938e-05)  # fmt: skip
+ERF = (0.12837915122509003, -0.3761252462863922, 0.11282140761613846, -0.02677890844643116,
+       0.0050119622610509396, -0.0006090357783250511)  # fmt: skip
+LOG2_ERFC = (-0.00023811320716049522, -1.6270759105682373, -0.9189477562904358,
+             -0.15021714568138123, 0.03220032528042793, -0.004424160812050104,
+             0.0002861347165890038)  # fmt: skip
+EXP2_SHORT = (0.6931470036506653, 0.24022242426872253, 0.05550733581185341,
+              0.009671512991189957, 0.0013264721492305398)  # fmt: skip
+EXP = (0.4999999403953552, 0.1666651964187622, 0.04166839271783829, 0.008368780836462975,
+       0.001381446490995586)  # fmt: skip
 TANH = (-0.3333333134651184, 0.13333246111869812, -0.0539521649479866, 0.021732719615101814,
         -0.008262742310762405, 0.0022269717883318663)  # fmt: skip
+
+_23 = integer(23, "i32")
 
 Function = Callable[["Single", V], V]
 
@@ -110,21 +116,28 @@ class Single:
         rest = self.b.op("sub", n, half)
         return self.mul(self.mul(x, self.power_of_two(half)), self.power_of_two(rest))
 
-    def reduced(self, x: V) -> tuple[V, V, V]:
-        """x = n*ln2 + r: (expm1(r), n as f32, n as i32), for x in about [-104, 89]."""
+    def shifted(self, x: V, n: V) -> V:
+        """x * 2^n, added to the exponent: neither x nor the result may be 0, subnormal or inf.
+        Of `n` the low nine bits count, so `n + ROUND_BITS` does as well. NaN comes out as anything:
+        the caller must not use it."""
+        return self.from_bits(self.b.op("add", self.bits(x), self.b.op("shl", n, _23)))
+
+    def reduced(self, x: V, coefficients: Sequence[float]) -> tuple[V, V]:
+        """x = n*ln2 + r: (expm1(r), n as i32), for x in about [-104, 89]."""
         n, whole = self.nearest(self.fma(x, self.c(LOG2E), self.c(ROUND)))
         r = self.fma(n, self.c(-LN2_HIGH), x)
         r = self.fma(n, self.c(-LN2_LOW), r)
-        return self.fma(self.mul(r, r), self.poly(EXPM1, r), r), n, whole
+        return self.fma(self.mul(r, r), self.poly(coefficients, r), r), whole
 
-    def exp_within(self, x: V) -> V:
-        """exp(x) for x in [-87, 88]: no overflow, no subnormals."""
-        t, _, n = self.reduced(x)
-        return self.mul(self.add(t, self.c(1.0)), self.power_of_two(n))
+    def exp2_within(self, x: V, coefficients: Sequence[float]) -> V:
+        """2^x for x in [-125, 126]: no overflow, no subnormals."""
+        rounded = self.add(x, self.c(ROUND))
+        r = self.sub(x, self.sub(rounded, self.c(ROUND)))
+        return self.shifted(self.fma(r, self.poly(coefficients, r), self.c(1.0)), self.bits(rounded))
 
 
 def exp(s: Single, x: V) -> V:
-    t, _, n = s.reduced(s.above(s.below(x, 89.0), -104.0))
+    t, n = s.reduced(s.above(s.below(x, 89.0), -104.0), EXP)
     return s.scale(s.add(t, s.c(1.0)), n)
 
 
@@ -136,7 +149,7 @@ def exp2(s: Single, x: V) -> V:
 
 
 def expm1(s: Single, x: V) -> V:
-    t, _, n = s.reduced(s.above(s.below(x, 89.0), -18.0))
+    t, n = s.reduced(s.above(s.below(x, 89.0), -18.0), EXPM1)
     half_scale = s.power_of_two(s.b.op("sub", n, integer(1, "i32")))  # 2^128 is out of range
     result = s.fma(t, half_scale, s.sub(half_scale, s.c(0.5)))
     result = s.add(result, result)
@@ -195,9 +208,9 @@ def tanh(s: Single, x: V) -> V:
     a = s.below(s.abs(x), 10.0)
     square = s.mul(a, a)
     small = s.fma(s.mul(square, a), s.poly(TANH, square), a)
-    e = s.exp_within(s.add(a, a))
+    e = s.exp2_within(s.mul(a, s.c(2 * LOG2E)), EXP2)
     large = s.sub(s.c(1.0), s.div(s.c(2.0), s.add(e, s.c(1.0))))
-    return s.copysign(s.b.select(s.b.fcmp("olt", a, s.c(0.6)), small, large), x)
+    return s.copysign(s.b.select(s.b.fcmp("ult", a, s.c(0.6)), small, large), x)
 
 
 def sigmoid(s: Single, x: V) -> V:
@@ -209,8 +222,8 @@ def sigmoid(s: Single, x: V) -> V:
 def erf(s: Single, x: V) -> V:
     a = s.below(s.abs(x), 4.0)
     small = s.fma(a, s.poly(ERF, s.mul(a, a)), a)
-    large = s.sub(s.c(1.0), s.exp_within(s.poly(LOG_ERFC, a)))
-    return s.copysign(s.b.select(s.b.fcmp("olt", a, s.c(1.0)), small, large), x)
+    large = s.sub(s.c(1.0), s.exp2_within(s.poly(LOG2_ERFC, a), EXP2_SHORT))
+    return s.copysign(s.b.select(s.b.fcmp("ult", a, s.c(0.9)), small, large), x)
 
 
 def _sine_cosine(quarter: int) -> Function:
