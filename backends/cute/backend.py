@@ -140,7 +140,7 @@ def _tail(text: str) -> str:
 
 def entry_of(ptx: str, function: str, kernel: Kernel) -> str:
     """The PTX entry that the DSL made of a kernel function: it adds the arguments' types."""
-    names = re.findall(r"^\.visible \.entry (\w+)\(", ptx, re.M)
+    names: list[str] = re.findall(r"^\.visible \.entry (\w+)\(", ptx, re.M)
     found = [n for n in names if n.startswith(f"kernel_cutlass_{function}_ptr")]
     found = found or [n for n in names if n.startswith(f"kernel_cutlass_{function}_")]
     if len(found) != 1:

@@ -27,6 +27,9 @@ STORAGE: Mapping[DType, str] = {**SCALARS, bool_: "Uint8"}
 NARROW = (f16, bf16)
 
 HELPERS: Mapping[str, str] = {
+    "_select": """def _select(condition, a, b):  # the DSL's own gives an untyped value
+    return type(a)(cutlass.select_(condition, a, b))
+""",
     "_mul": """def _mul(a, b):  # rounded by itself: never contracted into an fma
     return cute.math.mul(a, b, rounding=cute.math.RoundingMode.NEAREST_EVEN)
 """,
@@ -43,38 +46,42 @@ HELPERS: Mapping[str, str] = {
     return a * b
 """,
     "_imax": """def _imax(a, b):
-    return cutlass.select_(a < b, b, a)
+    return _select(a < b, b, a)
 """,
     "_imin": """def _imin(a, b):
-    return cutlass.select_(b < a, b, a)
+    return _select(b < a, b, a)
 """,
     "_iabs": """def _iabs(a):
-    return cutlass.select_(a < 0, -a, a)
+    return _select(a < 0, -a, a)
 """,
-    "_sign": """def _sign(a):  # NaN of NaN, like a itself where it is 0
-    zero = type(a)(0)
+    "_sign": """def _sign(a):  # a itself where that is 0 or NaN
     one = type(a)(1)
-    return cutlass.select_(a > 0, one, cutlass.select_(a < 0, -one, cutlass.select_(a == 0, zero, a)))
+    sign = _select(a > 0, one, -one)
+    return _select((a > 0) | (a < 0), sign, a)
 """,
     "_sigmoid": """def _sigmoid(a):
     return Float32(1.0) / (Float32(1.0) + cute.math.exp(-a))
 """,
     "_floordiv": """def _floordiv(a, b):  # x // 0 is 0
     one = type(b)(1)
-    return cutlass.select_(b == 0, type(a)(0), a // cutlass.select_(b == 0, one, b))
+    return _select(b == 0, type(a)(0), a // _select(b == 0, one, b))
 """,
     "_mod": """def _mod(a, b):  # sign of the divisor; x % 0 is 0
-    return cutlass.select_(b == 0, type(a)(0), a - _floordiv(a, b) * b)
+    return _select(b == 0, type(a)(0), a - _floordiv(a, b) * b)
+""",
+    "_cdiv": """def _cdiv(a, b):  # rounds up; cdiv(x, 0) is 0
+    q = _floordiv(a, b)
+    return _select((b != 0) & (q * b != a), q + 1, q)
 """,
     "_trem": """def _trem(a, b):  # sign of the dividend; trem(x, 0) is 0
     m = _mod(a, b)
-    return cutlass.select_((m != 0) & ((a < 0) != (b < 0)), m - b, m)
+    return _select((m != 0) & ((a < 0) != (b < 0)), m - b, m)
 """,
     "_to_int": """def _to_int(kind, a):  # truncates, saturates; NaN gives 0
-    return cutlass.select_(a != a, kind(0), kind(a))
+    return _select(a != a, kind(0), kind(a))
 """,
     "_byte": """def _byte(a):  # a bool as it lies in memory
-    return Uint8(cutlass.select_(a, Int32(1), Int32(0)))
+    return Uint8(_select(a, Int32(1), Int32(0)))
 """,
     "_padded": """@cute.jit
 def _padded(tensor, index, inside, fill):  # touches memory only where `inside` holds
@@ -103,7 +110,10 @@ def _padded(tensor, index, inside, fill):  # touches memory only where `inside` 
     return value
 """,
 }
-NEEDS: Mapping[str, tuple[str, ...]] = {"_mod": ("_floordiv",), "_trem": ("_floordiv", "_mod")}
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    name: tuple(other for other in HELPERS if other + "(" in text and other != name)
+    for name, text in HELPERS.items()
+}
 """Helpers that call others."""
 
 _MATH = {
@@ -138,7 +148,7 @@ _INTEGER = {
     "sign": "_sign({})",
     "mod": "_mod({}, {})",
     "floordiv": "_floordiv({}, {})",
-    "cdiv": "(-_floordiv(-{}, {}))",
+    "cdiv": "_cdiv({}, {})",
     "tdiv": "_floordiv({0} - _trem({0}, {1}), {1})",
     "trem": "_trem({}, {})",
     "bit_not": "(~{})",
@@ -199,8 +209,14 @@ class Printer:
         """Note the helpers that a piece of text names."""
         for name in HELPERS:
             if name + "(" in text or name == text:
-                self.helpers.update((name, *NEEDS.get(name, ())))
+                self._need(name)
         return text
+
+    def _need(self, name: str) -> None:
+        if name not in self.helpers:
+            self.helpers.add(name)
+            for other in NEEDS[name]:
+                self._need(other)
 
     def __call__(self, e: Expr) -> str:
         """Text of a value of the DSL's type for `e.dtype`; UnsupportedError names what it lacks."""
@@ -244,7 +260,7 @@ class Printer:
             condition, a, b = (self(x) for x in e.args)
             if e.dtype == bool_:
                 return f"(({condition} & {a}) | (cutlass.not_({condition}) & {b}))"
-            return f"cutlass.select_({condition}, {a}, {b})"
+            return self.use(f"_select({condition}, {a}, {b})")
         operand = e.args[0].dtype
         kind = "bool" if operand.is_bool else operand.kind
         text = template(e.name, kind)
@@ -277,7 +293,7 @@ class Printer:
         if target == bool_:
             return f"({text} != 0)"
         if source == bool_:
-            return f"cutlass.select_({text}, {constant(1, target)}, {constant(0, target)})"
+            return self.use(f"_select({text}, {constant(1, target)}, {constant(0, target)})")
         if source in NARROW and target != f32:
             text, source = f"Float32({text})", f32
         if source.is_float and target.is_integer:

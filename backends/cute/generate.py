@@ -102,7 +102,8 @@ def generate(kernel: Kernel) -> Generated:
                 node, "the kernel still has definitions", "apply the rewrite `loops` first"
             )
     temporaries, programs = _programs(kernel)
-    tensors: dict[str, Param | Buffer] = {p.name: p for p in (*kernel.params, *temporaries)}
+    tensors: dict[str, Param | Buffer] = {p.name: p for p in kernel.params}
+    tensors |= {b.name: b for b in temporaries}
     for t in tensors.values():
         if t.type not in SCALARS:
             raise UnsupportedError(
@@ -200,8 +201,8 @@ def _host(
         for name, kind, pointer in launch.signature:
             types[name] = (kind, pointer)
         calls += launch.call()
-    order = [(n, k, p) for n, (k, p) in types.items() if p]
-    order += [(n, k, p) for n, (k, p) in types.items() if not p]
+    order = [(n, k, p) for n, (k, p) in types.items()]
+    order.sort(key=lambda t: not t[2])  # pointers first
     arguments = [f"{n}: cute.Pointer" if p else f"{n}: {k}" for n, k, p in order]
     return arguments, order, calls or ["    pass"]
 
@@ -441,6 +442,13 @@ class _Launch:
                 raise refuse(b, f"no {b.type} here")
             seen.add(b.name)
             self.shapes[b.name] = b.shape
+        for x in (x for s in body for x in walk(s) if isinstance(x, Read | Store)):
+            if name_of(x) not in seen:
+                raise refuse(
+                    x,
+                    f"`{name_of(x)}` is kept on chip across launches",
+                    "declare it in `global`, or inside the `grid`",
+                )
 
     def _exchanged(self) -> set[str]:
         """Memory that this program both writes and reads: threads meet around its writes."""
@@ -457,9 +465,10 @@ class _Launch:
         found: dict[DType, None] = {}
         for nest in self.place.nests:
             for s in (x for b in nest.body for x in walk(b)):
-                if isinstance(s, Store) and s.target in self.place.registers:
-                    if s.target not in self.place.spread:
-                        found[self.place.registers[s.target].type] = None
+                if not isinstance(s, Store) or s.target in self.place.spread:
+                    continue
+                if s.target in self.place.registers:
+                    found[self.place.registers[s.target].type] = None
         return list(found) if self.place.warps > 1 else []
 
     # --- statements of the program -----------------------------------------------------------

@@ -89,7 +89,9 @@ def variables(node: Node) -> set[str]:
 
 def gather(loop: Loop) -> Nest:
     """The perfect nest of `tile` loops that starts at `loop`."""
-    axes, extents, conditions = [], [], []
+    axes: list[str] = []
+    extents: list[int] = []
+    conditions: list[Expr] = []
     node, body = loop, loop.body
     while True:
         axes.append(node.axis.name)

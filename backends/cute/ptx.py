@@ -14,7 +14,7 @@ of a fixed width per register.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,58 +82,73 @@ def _instruction(line: str) -> Instruction:
     return Instruction(tuple(m[3].split(".")), tuple(operands), guard, line)
 
 
+class Region:
+    """Bytes that threads share, with who touched each of them since the CTA's last barrier."""
+
+    def __init__(self, data: Array) -> None:
+        self.data = data
+        self.epoch = 0
+        self.written = np.full(len(data), -1, np.int64)  # in which epoch
+        self.writer = np.zeros(len(data), np.int32)
+        self.read = np.full(len(data), -1, np.int64)
+        self.reader = np.zeros(len(data), np.int32)  # -1: several threads
+
+    def load(self, offsets: Array, size: int, threads: Array) -> Array:
+        """One row of `size` bytes for each offset; EvaluationError for a race."""
+        at = offsets[:, None] + np.arange(size)
+        who = np.broadcast_to(threads[:, None], at.shape)
+        if ((self.written[at] == self.epoch) & (self.writer[at] != who)).any():
+            raise EvaluationError("a race: a thread reads what another wrote, no barrier between")
+        several = (self.read[at] == self.epoch) & (self.reader[at] != who)
+        self.read[at] = self.epoch
+        self.reader[at] = who
+        self.reader[at[several | (self.reader[at] != who)]] = -1
+        found: Array = self.data[at]
+        return found
+
+    def store(self, offsets: Array, new: Array, threads: Array) -> None:
+        """Write rows of bytes; EvaluationError for a race (several may write the same value)."""
+        at = offsets[:, None] + np.arange(new.shape[1])
+        who = np.broadcast_to(threads[:, None], at.shape)
+        changes = self.data[at] != new
+        others = (self.written[at] == self.epoch) & (self.writer[at] != who) & changes
+        readers = (self.read[at] == self.epoch) & (self.reader[at] != who)
+        self.data[at] = new
+        self.written[at] = self.epoch
+        self.writer[at] = who
+        if (others | readers | (self.data[at] != new)).any():
+            raise EvaluationError(
+                "a race: a thread writes what another touched, no barrier between"
+            )
+
+
 class Memory:
     """Global memory: arrays at addresses far apart; an access outside of them is an error."""
 
     def __init__(self) -> None:
         self.bases: list[int] = []
-        self.arrays: list[Array] = []
+        self.regions: list[Region] = []
         self.next = 1 << 20
 
     def add(self, array: Array) -> int:
         """Place a contiguous array, which is read and written in place; its address."""
         base = self.next
         self.bases.append(base)
-        self.arrays.append(array.reshape(-1).view(np.uint8))
+        self.regions.append(Region(array.reshape(-1).view(np.uint8)))
         self.next = base + -(-(array.nbytes + GUARD) // GUARD) * GUARD
         return base
 
-    def find(self, address: int, size: int) -> tuple[int, int]:
-        """Which array, and where in it; EvaluationError outside of all."""
-        at = int(np.searchsorted(self.bases, address, side="right")) - 1
-        offset = address - self.bases[at] if at >= 0 else -1
-        if at < 0 or offset + size > len(self.arrays[at]) or address % size:
+    def find(self, addresses: Array, size: int) -> tuple[Array, Array]:
+        """For each address which region, and where in it; EvaluationError outside of all."""
+        which = np.searchsorted(self.bases, addresses, side="right") - 1
+        ends = np.array([b + len(r.data) for b, r in zip(self.bases, self.regions, strict=True)])
+        if (which < 0).any() or (addresses + size > ends[which]).any() or (addresses % size).any():
             raise EvaluationError(f"an access of {size} bytes outside every tensor")
-        return at, offset
+        return which, addresses - np.array(self.bases)[which]
 
-
-class Races:
-    """Who wrote and who read each byte since the last barrier of the CTA."""
-
-    def __init__(self) -> None:
-        self.writers: dict[tuple[int, int], int] = {}
-        self.readers: dict[tuple[int, int], set[int]] = {}
-
-    def clear(self) -> None:
-        self.writers.clear()
-        self.readers.clear()
-
-    def read(self, place: tuple[int, int], thread: int) -> None:
-        if self.writers.get(place, thread) != thread:
-            raise EvaluationError("a race: a thread reads what another wrote, no barrier between")
-        self.readers.setdefault(place, set()).add(thread)
-
-    def write(self, place: tuple[int, int], thread: int, same: bool) -> None:
-        if same and place not in self.readers:
-            self.writers.setdefault(place, thread)
-            return
-        if self.writers.get(place, thread) != thread or self.readers.get(place, {thread}) != {
-            thread
-        }:
-            raise EvaluationError(
-                "a race: a thread writes what another touched, no barrier between"
-            )
-        self.writers[place] = thread
+    def barrier(self) -> None:
+        for region in self.regions:
+            region.epoch += 1
 
 
 class Cta:
@@ -150,9 +165,9 @@ class Cta:
     ) -> None:
         self.function, self.memory, self.threads, self.block = function, memory, threads, block
         self.parameters = dict(zip(function.parameters, arguments, strict=True))
-        self.shared = np.zeros(shared, np.uint8)
+        self.shared = Region(np.zeros(shared, np.uint8))
         self.registers: dict[str, Array] = {}
-        self.races = Races()
+        memory.barrier()  # what other CTAs did is another matter
 
     def run(self, limit: int = 10_000_000) -> None:
         """Until every thread returns; EvaluationError for what no correct kernel does."""
@@ -246,12 +261,13 @@ class Cta:
         _, test, kind = i.opcode
         a, b = (self.get(x, kind, active) for x in i.operands[1:3])
         nan = np.zeros(len(a), bool)
-        if kind.startswith("f"):
+        floating = "f" in kind
+        if floating:
             nan = np.isnan(a) | np.isnan(b)
         if test in ("nan", "num"):
             result = nan if test == "nan" else ~nan
         else:
-            unordered = test.endswith("u") and kind.startswith("f") and len(test) == 3
+            unordered = test.endswith("u") and floating and len(test) == 3
             result = _COMPARE[test[:2]](a, b)
             result = (result | nan) if unordered else (result & ~nan)
         self.set(i.operands[0], result, active)
@@ -268,8 +284,8 @@ class Cta:
         if target.startswith("{"):
             low, high = _group(target)
             whole = self.get(source, kind, active)
-            half = np.dtype(f"u{whole.dtype.itemsize // 2}")
-            parts = np.ascontiguousarray(whole).view(half).reshape(-1, 2)
+            part = np.dtype(f"u{whole.dtype.itemsize // 2}")
+            parts = np.ascontiguousarray(whole).view(part).reshape(-1, 2)
             self.set(low, parts[:, 0].copy(), active)
             self.set(high, parts[:, 1].copy(), active)
         elif source.startswith("{"):
@@ -305,7 +321,8 @@ class Cta:
     def _bar(self, i: Instruction, active: Array, alive: int) -> None:
         if len(active) != alive:
             raise EvaluationError(f"a barrier that {alive - len(active)} threads do not reach")
-        self.races.clear()
+        self.shared.epoch += 1
+        self.memory.barrier()
 
     def _mma(self, i: Instruction, active: Array, alive: int) -> None:
         """mma.sync m16n8k16, fragments as in the PTX ISA, "Matrix fragments for mma.m16n8k16"."""
@@ -339,7 +356,8 @@ class Cta:
 
     def _pairs(self, operand: str, kind: str, active: Array) -> Array:
         bits = np.ascontiguousarray(self.get(operand, "b32", active))
-        return bits.view(WIDTHS[kind]).reshape(-1, 2).astype(np.float32)
+        pairs: Array = bits.view(WIDTHS[kind]).reshape(-1, 2).astype(np.float32)
+        return pairs
 
     # --- memory ------------------------------------------------------------------------------
 
@@ -354,42 +372,44 @@ class Cta:
         dtype = np.dtype(WIDTHS[kind])
         addresses = self._addresses(i.operands[1], active)
         for n, target in enumerate(targets):
-            values = np.empty(len(active), dtype)
-            for at, (thread, address) in enumerate(zip(active, addresses, strict=True)):
-                where = int(address) + n * dtype.itemsize
-                place, bytes_ = self._place(i, where, dtype.itemsize)
-                self.races.read(place, int(thread))
-                values[at] = bytes_.view(dtype)[0]
-            self.set(target, _extend(values, target), active)
+            raw = np.empty((len(active), dtype.itemsize), np.uint8)
+            for region, offsets, some in self._places(i, addresses, n, dtype.itemsize):
+                raw[some] = region.load(offsets, dtype.itemsize, active[some])
+            self.set(target, _extend(raw.view(dtype).reshape(-1), target), active)
 
     def _st(self, i: Instruction, active: Array, alive: int) -> None:
         kind = i.opcode[-1]
-        sources = _group(i.operands[1])
         addresses = self._addresses(i.operands[0], active)
-        for n, source in enumerate(sources):
-            values = self.get(source, kind, active)
-            for at, (thread, address) in enumerate(zip(active, addresses, strict=True)):
-                where = int(address) + n * values.dtype.itemsize
-                place, bytes_ = self._place(i, where, values.dtype.itemsize)
-                new = values[at : at + 1].view(np.uint8)
-                self.races.write(place, int(thread), bool((bytes_ == new).all()))
-                bytes_[:] = new
+        for n, source in enumerate(_group(i.operands[1])):
+            values = np.ascontiguousarray(self.get(source, kind, active))
+            size = values.dtype.itemsize
+            raw = values.view(np.uint8).reshape(-1, size)
+            for region, offsets, some in self._places(i, addresses, n, size):
+                region.store(offsets, raw[some], active[some])
 
     def _addresses(self, operand: str, active: Array) -> Array:
         base, _, offset = operand.strip("[]").partition("+")
-        kind = "u32" if base.startswith("%r") and not base.startswith("%rd") else "u64"
-        found: Array = self.get(base, kind, active).astype(np.int64) + int(offset or 0)
-        return found
+        narrow = base.startswith("%r") and not base.startswith("%rd")
+        found: Array = self.get(base, "u32" if narrow else "u64", active).astype(np.int64)
+        found = found + int(offset or 0)
+        return found % 2**32 if narrow else found
 
-    def _place(self, i: Instruction, address: int, size: int) -> tuple[tuple[int, int], Array]:
+    def _places(
+        self, i: Instruction, addresses: Array, n: int, size: int
+    ) -> Iterator[tuple[Region, Array, Array]]:
+        """The n-th element of a (vector) access: each region, offsets in it, which threads."""
+        at = addresses + n * size
         if "shared" in i.opcode:
-            if not 0 <= address <= len(self.shared) - size or address % size:
+            if (at < 0).any() or (at + size > len(self.shared.data)).any() or (at % size).any():
                 raise EvaluationError(f"an access of {size} bytes outside shared memory")
-            return (-1, address), self.shared[address : address + size]
+            yield self.shared, at, np.arange(len(at))
+            return
         if "global" not in i.opcode:
             raise UnsupportedError(f"the PTX emulator does not know `{i.text}`")
-        array, offset = self.memory.find(address, size)
-        return (array, offset), self.memory.arrays[array][offset : offset + size]
+        which, offsets = self.memory.find(at, size)
+        for r in np.unique(which):
+            some = np.flatnonzero(which == r)
+            yield self.memory.regions[r], offsets[some], some
 
 
 def _group(operand: str) -> list[str]:
@@ -465,16 +485,18 @@ def _mul(opcode: Sequence[str], a: Array, b: Array) -> Array:
 def _div(opcode: Sequence[str], a: Array, b: Array) -> Array:
     if a.dtype.kind == "f":
         return a / b
-    safe = np.where(b == 0, 1, b).astype(a.dtype)
-    quotient = a // safe
+    safe: Array = np.where(b == 0, 1, b).astype(a.dtype)
+    quotient: Array = a // safe
     if a.dtype.kind == "i":
         quotient = quotient + ((a % safe != 0) & ((a < 0) != (safe < 0)))
-    return quotient.astype(a.dtype)
+        quotient = quotient.astype(a.dtype)
+    return quotient
 
 
 def _rem(opcode: Sequence[str], a: Array, b: Array) -> Array:
-    safe = np.where(b == 0, 1, b).astype(a.dtype)
-    return (a - _div(opcode, a, safe) * safe).astype(a.dtype)
+    safe: Array = np.where(b == 0, 1, b).astype(a.dtype)
+    remainder: Array = a - _div(opcode, a, safe) * safe
+    return remainder
 
 
 def _shift(opcode: Sequence[str], a: Array, b: Array) -> Array:
