@@ -41,7 +41,7 @@ def checked(p: Param, array: NDArray | None, artifact: Artifact) -> NDArray:
         raise InputDataError(
             f"`{p.name}` is an array of {array.dtype}, not {p.type}", node=p, kernel=artifact.kernel
         )
-    return np.ascontiguousarray(array).reshape(array.shape)
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
 @dataclass(frozen=True)
