@@ -479,8 +479,9 @@ class _Passing:
                 continue
             answers = {"zeros": np.zeros(value.shape, bounded.dtype.numpy)}
             if value.size > 1:
-                fill = np.full(value.shape, value.reshape(-1)[0]).astype(bounded.dtype.numpy)
-                answers["one value everywhere"] = fill
+                with np.errstate(all="ignore"):
+                    first = value.reshape(-1)[0].astype(bounded.dtype.numpy)
+                answers["one value everywhere"] = np.full(value.shape, first)
             for p in self.item.inputs:
                 array = inputs[p.name]
                 if array.shape == value.shape and array.dtype == bounded.dtype.numpy:

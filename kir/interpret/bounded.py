@@ -349,7 +349,7 @@ def _combine(op: str, v: Array, e: Array, roundings: int, dtype: DType) -> Value
     wild = np.asarray(np.isinf(e).any(axis=0) if e.ndim else np.False_)
     if op == "add":
         total = np.add.reduce(v, axis=0) + 0.0
-        size = np.add.reduce(np.abs(v), axis=0)
+        size = np.add.reduce(_finite_size(v), axis=0)
         errors = np.add.reduce(e, axis=0) if e.ndim else v.shape[0] * e
         return finish_sum(total, size, np.asarray(errors), wild, roundings, dtype)
     total = np.multiply.reduce(v, axis=0)
@@ -358,15 +358,24 @@ def _combine(op: str, v: Array, e: Array, roundings: int, dtype: DType) -> Value
     return finish_product(total, size, upper, wild, roundings, dtype)
 
 
+def _finite_size(v: Array) -> Array:
+    size = np.abs(v)
+    return size if np.isfinite(size).all() else np.where(np.isfinite(size), size, 0.0)
+
+
 def finish_sum(
     total: Array, size: Array, errors: Array, wild: Array, roundings: int | Array, dtype: DType
 ) -> Value:
-    """A sum of terms whose magnitudes add up to `size` and whose bounds add up to `errors`."""
+    """A sum of terms, the finite ones of magnitude `size` in all, and of bounds `errors` in all.
+
+    Where partial sums may overflow in some order, also beside an infinite term of the other sign,
+    nothing can be said.
+    """
     growth = gamma(roundings, dtype.unit_roundoff) + gamma(roundings, U64)
     _, threshold, _ = float_limits(dtype)
     bound = errors + growth * (size + errors)
     one_sign = np.abs(total) >= size * (1 - 1e-9)
-    may_overflow = np.isfinite(total) & (size + bound >= threshold)
+    may_overflow = ~np.isnan(total) & (size + bound >= threshold)
     surely = one_sign & (np.abs(total) - bound > threshold) & np.isfinite(total)
     total = np.where(surely, np.copysign(np.inf, total), total)
     if dtype == f8e4m3:
@@ -414,8 +423,8 @@ def _scatter_bound(
     loose: Array = np.asarray(np.isinf(me))
     np.logical_or.at(loose, places, np.isinf(e))
     if op == "add":
-        size, errors = np.abs(old), me.copy()
-        np.add.at(size, places, np.abs(v))
+        size, errors = _finite_size(old), me.copy()
+        np.add.at(size, places, _finite_size(v))
         np.add.at(errors, places, e)
         total, bound = finish_sum(m, size, errors, loose, count, dtype)
     else:

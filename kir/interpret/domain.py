@@ -149,7 +149,8 @@ class AsWritten(Domain):
     def op(self, name: str, args: Sequence[Value], dtypes: Sequence[DType], dtype: DType) -> Value:
         if name == "select":
             return (np.where(args[0][0], args[1][0], args[2][0]),)
-        return (np.asarray(compute(name, [a[0] for a in args], dtype)),)
+        with np.errstate(all="ignore"):
+            return (np.asarray(compute(name, [a[0] for a in args], dtype)),)
 
     def cast(self, value: Value, source: DType, dtype: DType) -> Value:
         return (cast_array(value[0], source, dtype),)
