@@ -76,7 +76,6 @@ def _parallel(draft: Draft, nest: Loop) -> None:
     sizes = [constant_extent(draft, x.axis.name) for x in below]
     if grid and all(n is not None and n <= SMALL for n in sizes):
         _lanes(draft, grid.pop())
-        grid += [n for n in draft.loop_names() if n == f"{nest.axis.name}_o" and not grid]
     else:
         for x in below:
             if not any(True for _ in loops_of(x.body)):
