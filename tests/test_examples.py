@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from example_cases import CASES, EXAMPLES, Array, Case, Dims
 
+from kir.backend import Executable
 from kir.backends.triton import BACKEND as TRITON
 from kir.check import check_kernel, check_module
 from kir.graphs import resolve
@@ -117,7 +118,8 @@ def test_default_schedule_round_trips_and_is_safe(case: Case) -> None:
     for kernel in map(specialise, load(case).kernels().values()):
         for _, stage in derive(kernel, choose_steps(kernel, Target("cpu"))):
             assert parse_kernel(format_kernel(stage)) == stage
-        check_kernel(stage)
+            kernel = stage
+        check_kernel(kernel)
 
 
 def interpreted(case: Case, inputs: Mapping[str, Array], dims: Dims) -> dict[str, Array]:
@@ -144,14 +146,25 @@ def test_the_oracle_agrees_with_the_reference(case: Case, dims: Dims) -> None:
         np.testing.assert_allclose(found.value, want[name], rtol=1e-6, atol=1e-6)
 
 
+Fixed = tuple[tuple[str, int], ...]
+
+
+def parameters(program: Kernel | Graph, dims: Dims) -> Fixed:
+    """The values of the compile-time parameters; all other dims stay symbolic."""
+    return tuple((d.name, dims[d.name]) for d in program.dims if d.default is not None)
+
+
+@cache
+def on_cpu(case: Case, fixed: Fixed) -> Executable:
+    return compile(item(case), "cpu", dict(fixed), module=load(case))
+
+
 @EACH_SIZE
 def test_on_the_cpu(case: Case, dims: Dims) -> None:
-    """Compiled once per example for all shapes, as the parameters' values allow."""
+    """Compiled once per example and parameters' values, for all shapes."""
     inputs = inputs_of(case, dims)
-    program = item(case)
-    fixed = {d.name: dims[d.name] for d in program.dims if d.default is not None}
-    executable = compile(program, "cpu", fixed, module=load(case))
-    assert_right(executable(inputs, dims), case, inputs, dims)
+    outputs = on_cpu(case, parameters(item(case), dims))(inputs, dims)
+    assert_right(outputs, case, inputs, dims)
 
 
 @EACH
@@ -162,14 +175,13 @@ def test_on_the_cpu_for_constant_shapes(case: Case) -> None:
     assert_right(executable(inputs, dims), case, inputs, dims)
 
 
-def on_triton(kernel: Kernel, inputs: Mapping[str, Array], dims: Dims) -> dict[str, Array]:
-    """The default schedule for NVIDIA, run by Triton's interpreter; parameters are constants."""
-    fixed = {d.name: dims[d.name] for d in kernel.dims if d.default is not None}
-    spec, goal = specialise(kernel, fixed), Target("nvidia")
+@cache
+def on_triton(kernel: Kernel, fixed: Fixed) -> Executable:
+    """The default schedule for NVIDIA, run by Triton's interpreter."""
+    spec, goal = specialise(kernel, dict(fixed)), Target("nvidia")
     scheduled = schedule(spec, choose_steps(spec, goal))
     check_kernel(scheduled)
-    artifact = TRITON.lower(scheduled, goal.name, goal.chip, "source")
-    return TRITON.load(artifact, interpret=True)(inputs, dims)
+    return TRITON.load(TRITON.lower(scheduled, goal.name, goal.chip, "source"), interpret=True)
 
 
 @pytest.mark.triton
@@ -179,16 +191,14 @@ def test_on_tritons_interpreter(case: Case, dims: Dims) -> None:
     inputs = inputs_of(case, dims)
     program = item(case)
     if isinstance(program, Kernel):
-        assert_right(on_triton(program, inputs, dims), case, inputs, dims)
+        outputs = on_triton(program, parameters(program, dims))(inputs, dims)
+        assert_right(outputs, case, inputs, dims)
         return
     tensors = dict(inputs)
     for step in resolve(load(case), program, dims):
-        given = {
-            p.name: tensors[a] for p, a in zip(step.kernel.inputs, step.call.args, strict=True)
-        }
-        made = on_triton(step.kernel, given, step.dims)
-        tensors |= {
-            r: made[p.name] for p, r in zip(step.kernel.outputs, step.call.results, strict=True)
-        }
-    outputs = {p.name: tensors[p.name] for p in program.outputs}
-    assert_right(outputs, case, inputs, dims)
+        into = zip(step.kernel.inputs, step.call.args, strict=True)
+        execute = on_triton(step.kernel, parameters(step.kernel, step.dims))
+        made = execute({p.name: tensors[a] for p, a in into}, step.dims)
+        out = zip(step.kernel.outputs, step.call.results, strict=True)
+        tensors |= {result: made[p.name] for p, result in out}
+    assert_right({p.name: tensors[p.name] for p in program.outputs}, case, inputs, dims)
