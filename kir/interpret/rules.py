@@ -170,6 +170,12 @@ def _pow(a: Array, ea: Array, b: Array, eb: Array) -> tuple[Array, Array, Array]
     logarithm = np.abs(np.log(np.where(size > 0, size, 1.0)))
     spread = (np.abs(b) + eb) * np.log1p(ea / np.where(least > 0, least, 1.0)) + eb * logarithm
     hazard = crosses | ((a <= 0) & (eb > 0))
+    # pow(1, anything) and pow(anything, 0) are 1, whatever its neighbours are
+    hazard = (
+        hazard
+        | (~np.isfinite(b) & (np.abs(size - 1) <= ea))
+        | (~np.isfinite(a) & (np.abs(b) <= eb))
+    )
     return v, np.where(exact, 0.0, np.abs(v) * np.expm1(spread)), ~exact & hazard
 
 
