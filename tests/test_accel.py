@@ -270,6 +270,27 @@ kernel k[N](x: {dtype}[N], y: {dtype}[N]) -> (z: {dtype}[N]) {{
     assert made(inputs)["z"].tobytes() == run(kernel, inputs)["z"].tobytes()
 
 
+def test_sin_and_cos_of_large_values_need_no_library() -> None:
+    kernel = parse_kernel("""
+kernel waves[N](x: f32[N]) -> (s: f32[N], c: f32[N]) {
+  grid io: cdiv(N, 16) {
+    tile i: 16 where io*16 + i < N {
+      s[io*16 + i] = sin(x[io*16 + i])
+      c[io*16 + i] = cos(x[io*16 + i])
+    }
+  }
+}""")
+    rng = np.random.default_rng(0)
+    exponents = rng.uniform(-3, 127.9, 2000)
+    x = (np.exp2(exponents) * rng.choice([-1, 1], 2000)).astype(np.float32)
+    x[:3] = np.inf, -np.inf, np.nan
+    got = loaded(kernel)({"x": x})
+    assert np.isnan(got["s"][:3]).all() and np.isnan(got["c"][:3]).all()
+    exact = x[3:].astype(np.float64)
+    np.testing.assert_allclose(got["s"][3:], np.sin(exact), 3e-7, 3e-8)
+    np.testing.assert_allclose(got["c"][3:], np.cos(exact), 3e-7, 3e-8)
+
+
 def test_a_transposed_copy_is_left_to_the_core() -> None:
     text = """
 kernel t(x: f32[32, 16]) -> (y: f32[16, 32]) {

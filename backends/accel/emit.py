@@ -12,6 +12,7 @@ from kir.backends.accel.engines import Dma, Mma, Operand, Wait
 from kir.backends.accel.machine import Core
 from kir.backends.accel.program import Phase, Placed, Program
 from kir.backends.accel.simulator import MODES, Pe
+from kir.backends.accel.toolchain import waves_text
 from kir.backends.llvm.affine import mentions, product, reads_memory
 from kir.backends.llvm.builder import Builder, V, integer
 from kir.backends.llvm.emit import Code, KernelEmitter
@@ -63,7 +64,9 @@ class _ProgramEmitter:
         for k, phase in enumerate(self.program.phases):
             self.phase(k, phase)
         self.entry()
-        return self.owner.module.text()
+        module = self.owner.module
+        waves = [module.declarations.pop(x, None) for x in ("kir_sinf", "kir_cosf")]
+        return module.text() + (waves_text() if any(waves) else "")
 
     def entry(self) -> None:
         b = Builder(self.owner.module)

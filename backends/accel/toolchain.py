@@ -123,6 +123,11 @@ def runtime_text() -> str:
     return (RUNTIME / "kir_accel.ll").read_text(encoding="utf-8")
 
 
+def waves_text() -> str:
+    """sin and cos of large f32 values, in LLVM IR: part of a kernel that needs them."""
+    return (RUNTIME / "waves.ll").read_text(encoding="utf-8")
+
+
 def start_text(pe_bytes: int) -> str:
     """The program around a kernel for QEMU, in LLVM IR."""
     text = (RUNTIME / "start.ll").read_text(encoding="utf-8")

@@ -3,7 +3,8 @@
 Bounds on the error, in ulp of the exact result, as the tests measure them: exp, exp2, log, log2,
 log1p, expm1, tanh, sigmoid, erf, sin and cos each at most 4 (most below 2). NaN, infinities,
 signed zeros and subnormals come out as the exact function gives them. `sin` and `cos` of
-magnitudes from 2^28 on go to libm. The coefficients are weighted minimax fits made for this file.
+magnitudes from 2^28 on go to libm or, where there is none, to the run-time system's `kir_sinf` and
+`kir_cosf`. The coefficients are weighted minimax fits made for this file.
 """
 
 from __future__ import annotations
@@ -82,10 +83,15 @@ class Single:
         return self.b.intrinsic("llvm.copysign", x, sign)
 
     def poly(self, coefficients: Sequence[float], x: V) -> V:
-        result = self.c(coefficients[-1])
-        for k in reversed(coefficients[:-1]):
-            result = self.fma(result, x, self.c(k))
-        return result
+        """Estrin's scheme: pairs, then pairs of pairs, so that latencies overlap."""
+        terms, power = [self.c(k) for k in coefficients], x
+        while len(terms) > 1:
+            pairs = zip(terms[::2], terms[1::2], strict=False)
+            odd = terms[-1:] if len(terms) % 2 else []
+            terms = [self.fma(high, power, low) for low, high in pairs] + odd
+            if len(terms) > 1:
+                power = self.mul(power, power)
+        return terms[0]
 
     def bits(self, x: V) -> V:
         return self.b.convert("bitcast", x, "i32")
@@ -133,7 +139,9 @@ class Single:
         """2^x for x in [-125, 126]: no overflow, no subnormals."""
         rounded = self.add(x, self.c(ROUND))
         r = self.sub(x, self.sub(rounded, self.c(ROUND)))
-        return self.shifted(self.fma(r, self.poly(coefficients, r), self.c(1.0)), self.bits(rounded))
+        return self.shifted(
+            self.fma(r, self.poly(coefficients, r), self.c(1.0)), self.bits(rounded)
+        )
 
 
 def exp(s: Single, x: V) -> V:
@@ -269,20 +277,22 @@ def call(b: Builder, machine: Machine, name: str, x: V) -> V:
         f = Builder(b.module)
         argument = V("%x", "float", x.lanes)
         result = FUNCTIONS[name](Single(f, machine), argument)
-        if name in WAVES and machine.libm:
-            result = _wave_or_libm(f, machine, name, argument, result)
+        if name in WAVES:
+            exact = f"{name}f" if machine.libm else f"kir_{name}f"
+            result = _wave_or_exact(f, exact, argument, result)
         head = f"define internal {result.type} @{inner}({argument})"
         f.define(head, "alwaysinline", f"ret {result}")
     return b.call(inner, "float", x.lanes, x)
 
 
-def _wave_or_libm(f: Builder, machine: Machine, name: str, x: V, result: V) -> V:
+def _wave_or_exact(f: Builder, symbol: str, x: V, result: V) -> V:
+    """Lane by lane `symbol`, a C function, where a lane is large."""
     large = f.fcmp("oge", f.intrinsic("llvm.fabs", x), real(WAVE_LIMIT, "float"))
     some = f.any(large) if x.lanes else large
     before, slow, done = f.block, f.fresh("slow"), f.fresh("done")
     f.branch(some, slow, done)
     f.label(slow)
-    exact = by_lane(f, name + "f", x)
+    exact = f.select(large, by_lane(f, symbol, x), result)
     f.jump(done)
     f.label(done)
     return f.phi(result, before, exact, slow)
