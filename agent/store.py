@@ -285,7 +285,7 @@ def _check_file(database: str | None, create: bool) -> None:
             "a store in memory would be lost with the search", hint="use `sqlite:///tune.db`"
         )
     if not create and not Path(database).exists():
-        raise StoreError(f"there is no store `{database}`")
+        raise StoreError(f"there is no store `{database}`", hint="`kir tune --store` makes one")
 
 
 def _prepare_sqlite(engine: sa.Engine) -> None:

@@ -13,7 +13,7 @@ from kir.backend import Arrays, Artifact, Backend, Executable, get_backend
 from kir.errors import ScheduleError, UsageError
 from kir.graphs import resolve
 from kir.ir import Define, Graph, Kernel, Module, Reduce, Step, walk
-from kir.rewrites import apply_step
+from kir.rewrites import replay
 from kir.specialise import infer_dims, specialise
 from kir.syntax import load, parse
 
@@ -77,17 +77,9 @@ def choose_steps(
     return found[0].steps
 
 
-def derive(kernel: Kernel, steps: tuple[Step, ...]) -> list[tuple[Step, Kernel]]:
-    """The kernel after each step."""
-    stages = []
-    for step in steps:
-        kernel = apply_step(kernel, step)
-        stages.append((step, kernel))
-    return stages
-
-
 def schedule(kernel: Kernel, steps: tuple[Step, ...]) -> Kernel:
-    stages = derive(kernel, steps)
+    """The kernel after all steps."""
+    stages = replay(kernel, steps)
     return stages[-1][1] if stages else kernel
 
 

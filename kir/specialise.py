@@ -57,9 +57,13 @@ def bind_defaults(kernel: Program, dims: Mapping[str, int] | None = None) -> dic
                 f"`{kernel.name}` has no dim `{name}`", hint=f"its dims are: {known}", kernel=kernel
             )
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise ConstraintError(f"dim `{name}` is {value!r}, not an integer", kernel=kernel)
+            raise ConstraintError(
+                f"dim `{name}` is {value!r}, not an integer", hint="dims are ints", kernel=kernel
+            )
         if declared[name].default is None and value < 0:
-            raise ConstraintError(f"dim `{name}` is {value}, less than 0", kernel=kernel)
+            raise ConstraintError(
+                f"dim `{name}` is {value}, less than 0", hint="a dim is at least 0", kernel=kernel
+            )
         values[name] = int(value)
     return values
 
@@ -191,6 +195,7 @@ def check_constraints(kernel: Program, values: Mapping[str, int]) -> None:
                 f"a constraint of `{kernel.name}` does not hold where {known}",
                 node=constraint,
                 kernel=kernel,
+                hint="choose dims for which it holds",
             )
     for param in kernel.params:
         for axis, extent in enumerate(param.shape):
@@ -201,6 +206,7 @@ def check_constraints(kernel: Program, values: Mapping[str, int]) -> None:
                     f"axis {axis} of `{param.name}` would be {n} long where {known}",
                     node=param,
                     kernel=kernel,
+                    hint="choose dims that make every extent at least 0",
                 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,12 +21,16 @@ from kir.cli.common import (
     choose,
     complete_shape,
     emit_json,
+    locating,
     parse_shape,
     read_module,
     write_output,
 )
 from kir.errors import FileError, InputDataError, OutputError, UsageError
 from kir.ir import Graph, Kernel
+
+if TYPE_CHECKING:
+    from kir.backend import Artifact
 
 
 def register(app: typer.Typer) -> None:
@@ -60,27 +64,33 @@ def lower(
         raise UsageError("--emit artifact writes a folder", hint="name it with -o")
     if stage in BINARY and out is None and not as_json:
         raise UsageError(f"`{stage}` is not text", hint="write it to a file with -o")
-    _, module = read_module(file)
+    source, module = read_module(file)
     item = choose(module, kernel)
     dims = parse_shape(shape)
     kernels = [item] if isinstance(item, Kernel) else _kernels_of(item, module.kernels())
-    texts: dict[str, str | bytes] = {}
-    records = []
-    for k in kernels:
-        mine = {n: v for n, v in dims.items() if n in {d.name for d in k.dims}}
-        spec = specialise(k, dims if isinstance(item, Kernel) else mine)
-        steps = choose_steps(spec, goal, schedule, module)
-        artifact = compile_kernel(spec, goal, steps, None if stage == "artifact" else stage)
-        if stage == "artifact":
-            assert out is not None
-            _write_folder(out if isinstance(item, Kernel) else out / k.name, artifact)
-        else:
-            texts[k.name] = artifact.stages[stage]
-        records.append({
-            "kernel": k.name, "target": target, "arch": artifact.arch, "stage": stage,
-            "launch": dict(artifact.launch), "report": dict(artifact.report),
-        })  # fmt: skip
+    with locating(source, schedule):
+        artifacts = []
+        for k in kernels:
+            mine = {n: v for n, v in dims.items() if n in {d.name for d in k.dims}}
+            spec = specialise(k, dims if isinstance(item, Kernel) else mine)
+            steps = choose_steps(spec, goal, schedule, module)
+            last = None if stage == "artifact" else stage
+            artifacts.append(compile_kernel(spec, goal, steps, last))
+    if stage == "artifact":
+        assert out is not None
+        for artifact in artifacts:
+            name = artifact.kernel.name
+            _write_folder(out if isinstance(item, Kernel) else out / name, artifact)
+    texts = {a.kernel.name: a.stages[stage] for a in artifacts if stage != "artifact"}
+    records = [_record(a, stage) for a in artifacts]
     _deliver(texts, stage, out, as_json, records)
+
+
+def _record(artifact: Artifact, stage: str) -> dict[str, Any]:
+    return {
+        "kernel": artifact.kernel.name, "target": artifact.target, "arch": artifact.arch,
+        "stage": stage, "launch": dict(artifact.launch), "report": dict(artifact.report),
+    }  # fmt: skip
 
 
 BINARY = {"cubin", "hsaco", "obj", "so"}
@@ -115,7 +125,7 @@ def _kernels_of(graph: Graph, kernels: dict[str, Kernel]) -> list[Kernel]:
     return [kernels[name] for name in dict.fromkeys(c.kernel for c in graph.calls)]
 
 
-def _write_folder(folder: Path, artifact: Any) -> None:
+def _write_folder(folder: Path, artifact: Artifact) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -148,16 +158,17 @@ def run(
     from kir.pipeline import compile as compile_item
     from kir.specialise import infer_dims
 
-    _, module = read_module(file)
+    source, module = read_module(file)
     item = choose(module, kernel)
     given = _read_arrays(inputs or [], item)
     dims = parse_shape(shape)
     if len(given) < len(item.inputs):
         dims = complete_shape(item, dims, 256) if not given else dims
-    bound = infer_dims(item, {n: a.shape for n, a in given.items()}, dims)
-    arrays = {**random_inputs(item, bound, seed, module), **given}
-    executable = compile_item(item, Target(target, via, arch), bound, schedule, module)
-    outputs = executable(arrays, bound)
+    with locating(source, schedule):
+        bound = infer_dims(item, {n: a.shape for n, a in given.items()}, dims)
+        arrays = {**random_inputs(item, bound, seed, module), **given}
+        executable = compile_item(item, Target(target, via, arch), bound, schedule, module)
+        outputs = executable(arrays, bound)
     times = []
     for _ in range(repeat):
         start = time.perf_counter()

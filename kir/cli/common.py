@@ -7,13 +7,21 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from kir.errors import OutputError, Source, UsageError
+from kir.errors import (
+    ConstraintError,
+    InputDataError,
+    OutputError,
+    ScheduleError,
+    Source,
+    UsageError,
+)
 from kir.ir import Graph, Kernel, Module
 from kir.syntax import load, parse
 
@@ -93,6 +101,18 @@ def write_output(path: Path, content: str | bytes) -> None:
         raise OutputError(f"{path}: {error.strerror}", hint=hint) from None
 
 
+@contextmanager
+def locating(source: Source, schedule: str | None = None) -> Iterator[None]:
+    """Say in which text an error's place is: the kernel's file, or the schedule's own."""
+    try:
+        yield
+    except ScheduleError as error:
+        own = schedule is not None and Path(schedule).is_file()
+        raise error.at(source=load(schedule) if own and schedule else source) from None
+    except (ConstraintError, InputDataError) as error:
+        raise error.at(source=source) from None
+
+
 def emit_json(record: Any) -> None:
     typer.echo(json.dumps(record, indent=2))
 
@@ -110,7 +130,3 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=200, no_color=True)
     console.print(shown)
-
-
-def bullet_list(lines: Iterable[str]) -> str:
-    return "\n".join(f"  {line}" for line in lines)

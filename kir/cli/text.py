@@ -19,6 +19,7 @@ from kir.cli.common import (
     Via,
     choose,
     emit_json,
+    locating,
     parse_shape,
     read_module,
     write_output,
@@ -126,20 +127,21 @@ def show(
 
     if stage not in ("spec", "loops", "scheduled"):
         raise UsageError(f"there is no stage `{stage}`", hint="spec, loops or scheduled")
-    _, module = read_module(file)
+    source, module = read_module(file)
     item = choose(module, kernel)
     kernels = [item] if isinstance(item, Kernel) else _called(item, module.kernels())
     texts, records = [], []
     for k in kernels:
         dims = {n: v for n, v in parse_shape(shape).items() if n in {d.name for d in k.dims}}
-        k = specialise(k, dims) if dims or stage != "spec" else k
         steps: tuple[Step, ...] = ()
-        if stage == "loops" and not is_scheduled(k):
-            steps = LOOPS
-        elif stage == "scheduled":
-            steps = choose_steps(k, Target(target, via, arch), schedule, module)
-        versions = [format_kernel(k)]
-        versions += [format_kernel(after) for _, after in replay(k, steps)]
+        with locating(source, schedule):
+            k = specialise(k, dims) if dims or stage != "spec" else k
+            if stage == "loops" and not is_scheduled(k):
+                steps = LOOPS
+            elif stage == "scheduled":
+                steps = choose_steps(k, Target(target, via, arch), schedule, module)
+            versions = [format_kernel(k)]
+            versions += [format_kernel(after) for _, after in replay(k, steps)]
         names = ["spec", *map(format_step, steps)]
         records.append({"kernel": k.name, "passes": [
             {"step": n, "ir": v} for n, v in zip(names, versions)]})  # fmt: skip

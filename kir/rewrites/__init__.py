@@ -13,7 +13,7 @@ from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any
 
-from kir.errors import ScheduleError
+from kir.errors import RewriteError, ScheduleError
 from kir.ir import Kernel, Step, StepArg
 from kir.rewrites.base import Rewrite
 from kir.rewrites.inline import Inline
@@ -23,6 +23,7 @@ from kir.rewrites.masks import Unmask
 from kir.rewrites.memory import Contract, SetSpace
 from kir.rewrites.reduction import ContractFma, RFactor
 from kir.rewrites.stage import Stage
+from kir.syntax import format_step
 
 _ALL: tuple[type[Rewrite], ...] = (
     Inline,
@@ -77,10 +78,14 @@ def apply_step(kernel: Kernel, step: Step) -> Kernel:
 
 
 def replay(kernel: Kernel, steps: Iterable[Step]) -> list[tuple[Step, Kernel]]:
-    """Each step with the kernel after it."""
+    """Each step with the kernel after it. A refusal says which step it was."""
     done: list[tuple[Step, Kernel]] = []
-    for step in steps:
-        kernel = apply_step(kernel, step)
+    for number, step in enumerate(steps, 1):
+        try:
+            kernel = apply_step(kernel, step)
+        except RewriteError as error:
+            error.message = f"step {number}, `{format_step(step)}`: {error.message}"
+            raise
         done.append((step, kernel))
     return done
 

@@ -461,7 +461,12 @@ class Bind(Rewrite):
         if self.kind in ("grid", "tile"):
             found = parallel_conflict(kernel, loop)
             if found:
-                refuse(kernel, f"`{self.loop}` carries a dependence: {found}", node=loop)
+                refuse(
+                    kernel,
+                    f"`{self.loop}` carries a dependence: {found}",
+                    node=loop,
+                    hint="leave it a `for`; bind another loop, or split this one by `fission`",
+                )
         if self.kind == "grid":
             self._check_grid(kernel, loop)
         return replace_stmt(kernel, loop, (replace(loop, kind=self.kind),))
