@@ -369,6 +369,90 @@ def test_reductions_over_a_cta(t: str) -> None:
     assert (emulate(kernel, {"x": x})["y"] == run(kernel, {"x": x})["y"]).all()
 
 
+CONSTRUCTS = {
+    "one_program": """
+    kernel f[N](x: f32[N]) -> (y: f32) {
+      buffer s: f32 in reg = 0
+      for o: cdiv(N, 128) { tile i: 128 where o*128 + i < N { s += x[o*128 + i] } }
+      y = s
+    }""",
+    "bools": """
+    kernel f[N](x: bool[N], z: f32[N]) -> (y: bool[N], some: bool) {
+      buffer a: bool in reg = false
+      tile i: 100 where i < N {
+        y[i] = x[i] and z[i] > 0.0
+        a or= x[i]
+      }
+      some = a
+    }""",
+    "loops_in_lanes": """
+    kernel f[N](x: f32[N, 7]) -> (y: f32[N]) {
+      grid o: cdiv(N, 64) {
+        tile i: 64 where o*64 + i < N {
+          buffer s: f32 in reg = 0
+          for k: 7 { s += x[o*64 + i, k] }
+          unroll k: 7 { s = max(s, x[o*64 + i, k]) }
+          y[o*64 + i] = s
+        }
+      }
+    }""",
+    "temporary": """
+    kernel f[N](x: f32[N]) -> (y: f32[N]) {
+      buffer t: f32[N] in global = 1
+      grid o: N { t[o] = t[o] + x[o] }
+      grid o2: N { y[o2] = t[o2] * 2.0 }
+    }""",
+    "fragments_with_neighbours": """
+    kernel f(a: bf16[32, 16], b: bf16[16, 16], s: f32[16]) -> (c: f32[32, 16]) {
+      grid o: 1 hint(num_warps = 1) {
+        buffer acc: f32[32, 16] in reg = 0
+        buffer two: f32[32, 16] in reg
+        tile j: 16, i: 32, k: 16 { acc[i, j] += f32(b[k, j]) * f32(a[i, k]) }
+        tile i: 32, j: 16 { two[i, j] = acc[i, j] * s[j] }
+        tile j: 16, i: 32 { c[i, j] = two[i, j] + acc[i, j] }
+      }
+    }""",
+    "transposed_fused_product": """
+    kernel f[K](a: f16[K, 32], b: f16[16, K]) -> (c: f32[16, 32]) {
+      grid o: 1 hint(num_warps = 2) {
+        buffer acc: f32[32, 16] in reg = 1
+        for ko: cdiv(K, 32) {
+          tile i: 32, j: 16, k: 32 where ko*32 + k < K {
+            acc[i, j] = fma(f32(a[ko*32 + k, i]), f32(b[j, ko*32 + k]), acc[i, j])
+          }
+        }
+        tile i: 32, j: 16 { c[j, i] = acc[i, j] }
+      }
+    }""",
+    "guarded_grid": """
+    kernel f[M, N](x: f32[M, N]) -> (y: f32[N, M]) {
+      grid i: M, jo: cdiv(N, 32) where i % 2 == 0 or i % 2 == 1 {
+        tile j: 32 where jo*32 + j < N { y[jo*32 + j, i] = x[i, jo*32 + j] }
+      }
+    }""",
+    "sums_in_shared_memory": """
+    kernel f(x: f32[20, 50]) -> (y: f32[20]) {
+      grid o: 1 {
+        buffer s: f32[20] in local = 0
+        tile i: 20, j: 50 { s[i] += x[i, j] }
+        tile i: 20 { y[i] = s[i] }
+      }
+    }""",
+}
+
+
+@needs_dsl
+@pytest.mark.parametrize("name", CONSTRUCTS)
+def test_constructs_mean_what_the_interpreter_says(name: str) -> None:
+    kernel = parse_kernel(CONSTRUCTS[name])
+    dims = {d.name: 45 for d in kernel.dims}
+    inputs = random_inputs(kernel, dims, 1)
+    found, expected = emulate(kernel, inputs, dims), run(kernel, inputs, dims)
+    for output, value in expected.items():
+        assert np.allclose(found[output], value, rtol=1e-5, atol=1e-5), output
+    assert ("mma.sync" in ptx_of(compiled(kernel))) == ("f32(b[" in CONSTRUCTS[name])
+
+
 # --- what it refuses -------------------------------------------------------------------------
 
 
