@@ -50,8 +50,9 @@ SPECS = {
         z[j] max= x[i, j]
       }
     }""",
-    "scan": """kernel scan[M, N](x: i32[M, N]) -> (y: i32[M, N]) {
+    "scan": """kernel scan[M, N](x: i32[M, N]) -> (y: i32[M, N], z: i32[M, N]) {
       for j: N { y[i: M, j] = x[i, j] + (y[i, j - 1] else 0) }
+      for i: M { for k: N { z[i, k] = x[i, k] * 2 + (z[i - 1, k + 1] else 1) } }
     }""",
     "mix": """kernel mix[M, N](x: i32[M, N], w: i32[N]) -> (y: i32[M, N], z: i32[M]) {
       a[i: M, j: N] = x[i, j] * w[j]
