@@ -424,7 +424,7 @@ def _immediate(text: str, dtype: np.dtype[Any]) -> Any:
         return np.array(int(text[2:], 16), np.uint64).view(np.float64)
     if dtype == np.bool_:
         return text != "0"
-    value = int(text, 0)
+    value = int(text.rstrip("U"), 0)
     unsigned = np.dtype(f"u{dtype.itemsize}")
     return np.array(value % (1 << (8 * dtype.itemsize)), unsigned).view(dtype)
 
@@ -518,6 +518,18 @@ def _extremum(opcode: Sequence[str], a: Array, b: Array) -> Array:
     return np.fmax(a, b) if greatest else np.fmin(a, b)
 
 
+def _permute(opcode: Sequence[str], a: Array, b: Array, selector: Array) -> Array:
+    """prmt: each nibble of the selector picks a byte of {b, a}, or with its top bit its sign."""
+    source = np.stack([a, b], axis=1).astype(np.uint32).view(np.uint8).reshape(-1, 8)
+    rows, picked = np.arange(len(a)), np.empty((len(a), 4), np.uint8)
+    for n in range(4):
+        nibble = (selector >> np.uint32(4 * n)) & np.uint32(15)
+        byte = source[rows, nibble & 7]
+        picked[:, n] = np.where(nibble & 8, np.where(byte & 0x80, 0xFF, 0), byte)
+    result: Array = picked.view(np.uint32).reshape(-1)
+    return result
+
+
 def _in_f64(function: Callable[[Array], Array]) -> Callable[..., Array]:
     def apply(opcode: Sequence[str], a: Array) -> Array:
         tiny = np.abs(a) < np.finfo(np.float32).tiny
@@ -551,6 +563,7 @@ _PLAIN: dict[str, Callable[..., Array]] = {
     "not": lambda o, a: ~a,
     "shl": _shift,
     "shr": _shift,
+    "prmt": _permute,
     "copysign": lambda o, a, b: np.copysign(b, a),
     "sqrt": _in_f64(np.sqrt),
     "rsqrt": _in_f64(lambda x: 1 / np.sqrt(x)),
