@@ -1,7 +1,7 @@
 """f32 functions as straight-line code on vectors of any lanes: polynomials, no tables, no calls.
 
 Bounds on the error, in ulp of the exact result, as the tests measure them: exp, exp2, log, log2,
-log1p, expm1, tanh, sigmoid, erf, sin and cos each at most 4 (most below 2). NaN, infinities,
+log1p, expm1, tanh, sigmoid, sin and cos each at most 4 (most below 2), erf 5. NaN, infinities,
 signed zeros and subnormals come out as the exact function gives them. `sin` and `cos` of
 magnitudes from 2^28 on go to libm or, where there is none, to the run-time system's `kir_sinf` and
 `kir_cosf`. The coefficients are weighted minimax fits made for this file.
@@ -32,13 +32,11 @@ LOG = (0.3333333134651184, -0.250008225440979, 0.20001228153705597, -0.166233345
        -0.07634418457746506)  # fmt: skip
 SIN = (-0.1666666716337204, 0.008333329111337662, -0.0001983930415008217, 2.7180462893738877e-06)
 COS = (0.0416666679084301, -0.0013888883404433727, 2.479945214872714e-05)
-ERF = (0.12837915122509003, -0.3761252462863922, 0.11282140761613846, -0.02677890844643116,
-       0.0050119622610509396, -0.0006090357783250511)  # fmt: skip
-LOG2_ERFC = (-0.00023811320716049522, -1.6270759105682373, -0.9189477562904358,
-             -0.15021714568138123, 0.03220032528042793, -0.004424160812050104,
-             0.0002861347165890038)  # fmt: skip
-EXP2_SHORT = (0.6931470036506653, 0.24022242426872253, 0.05550733581185341,
-              0.009671512991189957, 0.0013264721492305398)  # fmt: skip
+ERF_LIMIT = 3.92
+ERF = (0.16407328844070435, 0.048072561621665955, 0.003401933703571558, 0.00033389069722034037,
+       4.084708052687347e-06, -1.1343007422226492e-08)  # fmt: skip
+ERF_BELOW = (0.8862269520759583, 0.44081515073776245, 0.1009184867143631, 0.01367459911853075,
+             0.0011534508084878325, 5.529870395548642e-05)  # fmt: skip
 EXP = (0.4999999403953552, 0.1666651964187622, 0.04166839271783829, 0.008368780836462975,
        0.001381446490995586)  # fmt: skip
 TANH = (-0.3333333134651184, 0.13333246111869812, -0.0539521649479866, 0.021732719615101814,
@@ -228,10 +226,11 @@ def sigmoid(s: Single, x: V) -> V:
 
 
 def erf(s: Single, x: V) -> V:
-    a = s.below(s.abs(x), 4.0)
-    small = s.fma(a, s.poly(ERF, s.mul(a, a)), a)
-    large = s.sub(s.c(1.0), s.exp2_within(s.poly(LOG2_ERFC, a), EXP2_SHORT))
-    return s.copysign(s.b.select(s.b.fcmp("ult", a, s.c(0.9)), small, large), x)
+    """x * P(x^2) / Q(x^2): beyond the limit it is 1 to within an ulp."""
+    a = s.above(s.below(x, ERF_LIMIT), -ERF_LIMIT)
+    z = s.mul(a, a)
+    ratio = s.div(s.fma(s.mul(a, z), s.poly(ERF, z), a), s.poly(ERF_BELOW, z))
+    return s.above(s.below(ratio, 1.0), -1.0)
 
 
 def _sine_cosine(quarter: int) -> Function:
