@@ -23,8 +23,6 @@ from kir.ir import Kernel, Step
 ARCHS = ("sm_90a", "sm_80", "sm_100a")
 STAGES = ("source", "ptx", "cubin")
 COMPILE_SECONDS = 300
-ARCH_OF = {"sm_90": "sm_90a", "sm_100": "sm_100a"}
-"""Plain names stand for the chip's own variant, which the DSL compiles for."""
 
 
 class CuteBackend(Backend):
@@ -46,7 +44,6 @@ class CuteBackend(Backend):
     def lower(self, kernel: Kernel, target: str, arch: str, stage: str | None = None) -> Artifact:
         """Source, PTX and cubin. UnsupportedError names what has no form here; CompileError holds
         the DSL's own words; MissingExtraError where `nvidia-cutlass-dsl` is not installed."""
-        arch = ARCH_OF.get(arch, arch)
         if arch not in ARCHS:
             raise UsageError(f"unknown arch `{arch}`", hint=f"`cute` knows {', '.join(ARCHS)}")
         if stage is not None and stage not in STAGES:
