@@ -229,6 +229,16 @@ def find_errors_of(k: Kernel) -> list[KirError]:
     return list(find_errors(k, Report()))
 
 
+def test_a_question_that_is_too_hard_is_refused_soon() -> None:
+    index = [f"(a*{p} + b*{p + 2} + c*{p + 6} + d*{p + 12}) % 1009" for p in (17, 37)]
+    mask = "(a*7 + b*11 + c)%13 != (d*5 + a)%17, (a + b)//3 < (c*3 + d)//5 + a"
+    text = f"""
+    kernel k[N, M](x: f32[N]) -> (y: f32[1009, 1013]) {{
+      grid a: N, b: M {{ grid c: 37, d: 41 where {mask} {{ y[{index[0]}, {index[1]}] = 0.0 }} }}
+    }}"""
+    assert {type(e) for e in errors(text)} >= {RaceError, UnwrittenError}
+
+
 def test_shapes_of_graph_calls() -> None:
     text = """
     kernel twice[N](x: f32[N]) -> (y: f32[N]) { y[i: N] = x[i] + x[i] }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kir.analysis.model import Access, AxisFrame, Decl, Frames, Model
-from kir.analysis.sets import Env, Text, Undecided, difference, point, sample, solve
+from kir.analysis.sets import Env, Text, Undecided, difference, sample, solve
 from kir.ir import Expr, Read, walk
 
 
@@ -35,48 +35,31 @@ class Gap:
 
 def escape(model: Model, access: Access) -> Escape | None:
     """An index of `access` that leaves its tensor; None where all are shown to stay inside."""
-    if access.padded or not access.indices:
+    if access.padded:
         return None
-    try:
-        if _violation(model, access, range(len(access.indices))) is None:
-            return None
-    except Undecided:
-        pass
     for dim in range(len(access.indices)):
         try:
-            found = _violation(model, access, [dim])
+            found = _violation(model, access, dim)
         except Undecided:
             return Escape(access, dim)
         if found is not None:
             return found
-    return Escape(access, 0)  # no single dim was shown to leave, and not all to stay
+    return None
 
 
-def _violation(model: Model, access: Access, dims: range | list[int]) -> Escape | None:
+def _violation(model: Model, access: Access, dim: int) -> Escape | None:
     text = Text(model)
     env = text.enter(access.frames)
     certain, text.exact = text.exact, True
-    elements, extents = [], []
-    for d in dims:
-        text.dims += [f"e{d}", f"s{d}"]
-        text.where.append(f"e{d} = {text.expr(access.indices[d], env)}")
-        text.where.append(f"s{d} = {text.expr(access.decl.shape[d], env)}")
-        elements.append(f"e{d}")
-        extents.append(f"s{d}")
-    outside = " or ".join(f"{e} < 0 or {e} >= {s}" for e, s in zip(elements, extents, strict=True))
-    found = point(text.set([outside]))
+    text.dims += ["e", "s"]
+    text.where.append(f"e = {text.expr(access.indices[dim], env)}")
+    text.where.append(f"s = {text.expr(access.decl.shape[dim], env)}")
+    found = text.find(["e < 0 or e >= s"])
     if found is None:
         return None
     values = dict(found)
-    return Escape(
-        access,
-        dims[0],
-        text.exact,
-        text.exact and certain,
-        _named(text, found),
-        values[elements[0]],
-        values[extents[0]],
-    )
+    certain = certain and text.exact
+    return Escape(access, dim, text.exact, certain, _named(text, found), values["e"], values["s"])
 
 
 def _named(text: Text, found: tuple[tuple[str, int], ...]) -> dict[str, int]:
@@ -95,7 +78,7 @@ def negative(model: Model, extent: Expr, frames: Frames) -> dict[str, int] | Non
     env = text.enter(frames)
     low = text.expr(extent, env)
     try:
-        found = point(text.set([f"{low} < 0"]))
+        found = text.find([f"{low} < 0"])
     except Undecided:
         return None
     return None if found is None else _named(text, found)
@@ -109,7 +92,7 @@ def differs(model: Model, one: Expr, other: Expr, frames: Frames) -> dict[str, i
     text = Text(model)
     env = text.enter(frames)
     try:
-        found = point(text.set([f"{text.affine(a, env)} != {text.affine(b, env)}"]))
+        found = text.find([f"{text.affine(a, env)} != {text.affine(b, env)}"])
     except Undecided:
         return None
     return None if found is None else _named(text, found)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import combinations_with_replacement
 
 from kir.analysis.model import Access, AxisFrame, Frames, Model, model_of
-from kir.analysis.sets import Env, Text, Undecided, point
+from kir.analysis.sets import Env, Text, Undecided
 from kir.dtypes import DType
 from kir.errors import UnknownNameError
 from kir.ir import Const, Define, Expr, Kernel, Loop, Node, Read, Reduce, Store, Var, walk
@@ -222,7 +222,7 @@ def meeting(
     inside(text, a, elements)
     extra = [f"{first.names[x.name]} {sign} {second.names[y.name]}" for x, y, sign in relation]
     try:
-        found = point(text.set(extra))
+        found = text.find(extra)
     except Undecided:
         return Conflict(a, b, decided=False)
     if found is None:
@@ -346,7 +346,7 @@ def _equal_extents(model: Model, a: AxisFrame, b: AxisFrame, around: Frames) -> 
     env = text.enter(around)
     one, two = text.expr(a.extent, env), text.expr(b.extent, env)
     try:
-        return text.exact and point(text.set([f"{one} != {two}"])) is None
+        return text.exact and text.find([f"{one} != {two}"]) is None
     except Undecided:
         return False
 

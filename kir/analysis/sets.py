@@ -7,6 +7,7 @@ whose known range bounds it: the set then holds all that may happen, and perhaps
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,8 +20,9 @@ from kir.ops import op
 from kir.simplify import Interval, interval
 
 _CONTEXT = isl.Context()
-MAX_OPERATIONS = 2_000_000
-"""Steps isl may take for one question; beyond, the answer is "not proven"."""
+MAX_OPERATIONS = 25_000
+"""Steps isl may take for one question; beyond, the answer is "not proven". Every question about
+the examples and their schedules fits; twice as many steps can take isl a minute."""
 
 
 class Undecided(Exception):
@@ -34,7 +36,7 @@ def solve(text: str) -> isl.Set:
     try:
         return isl.Set.read_from_str(_CONTEXT, text)
     except isl.Error as error:
-        raise Undecided(text) from error
+        raise Undecided from error
 
 
 @lru_cache(maxsize=20_000)
@@ -55,8 +57,8 @@ def sample(found: isl.Set) -> tuple[tuple[str, int], ...] | None:
             if not p.is_void():
                 return _coordinates(found, p)
     except isl.Error as error:
-        raise Undecided(str(found)[:200]) from error
-    raise Undecided(str(found)[:200])
+        raise Undecided from error
+    raise Undecided
 
 
 def _within(found: isl.Set, limit: int) -> isl.Set:
@@ -82,7 +84,7 @@ def difference(one: isl.Set, others: Iterable[isl.Set]) -> isl.Set:
             if one.is_empty():
                 break
     except isl.Error as error:
-        raise Undecided(str(one)[:200]) from error
+        raise Undecided from error
     return one
 
 
@@ -202,6 +204,35 @@ class Text:
         if hidden:
             where = f"exists {', '.join(hidden)} : {where}"
         return f"[{params}] -> {{ [{', '.join(keep)}] : {where} }}"
+
+    def find(self, extra: Iterable[str]) -> tuple[tuple[str, int], ...] | None:
+        """A point where `extra` holds too, or None. Undecided where isl gives up.
+
+        Most sets are empty for a reason that involves few of their dims, so the constraints
+        connected to `extra` are tried alone before all of them are.
+        """
+        extra = list(extra)
+        if point(self.near(extra)) is None:
+            return None
+        return point(self.set(extra))
+
+    def near(self, extra: list[str]) -> str:
+        """The set with only the constraints that share dims with `extra`, directly or not."""
+        dims = set(self.dims)
+        rest = [(c, dims.intersection(_WORD.findall(c))) for c in (*self.facts(), *self.where)]
+        reached = dims.intersection(*[_WORD.findall(" ".join(extra))])
+        kept: list[str] = []
+        while True:
+            close = [(c, names) for c, names in rest if not names or names & reached]
+            if not close:
+                break
+            kept += [c for c, _ in close]
+            reached = reached.union(*(names for _, names in close))
+            rest = [x for x in rest if x not in close]
+        where = " and ".join(f"({c})" for c in (*kept, *extra)) or "true"
+        params = ", ".join(self.params.values())
+        names = ", ".join(d for d in self.dims if d in reached)
+        return f"[{params}] -> {{ [{names}] : {where} }}"
 
     def facts(self) -> list[str]:
         """What holds of the dims: at least 0, the constraints, shapes at least 0."""
@@ -397,5 +428,6 @@ class Text:
         return None if a is None or b is None else f"(({a}) or ({b}))"
 
 
+_WORD = re.compile(r"[A-Za-z_]\w*")
 _COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=", "ne": "!="}
 _OPPOSITE = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
