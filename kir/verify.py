@@ -30,6 +30,7 @@ from kir.interpret.domain import poisoned
 from kir.ir import Graph, Kernel, Module
 from kir.pipeline import Target, choose_steps
 from kir.pipeline import schedule as apply_steps
+from kir.rewrites import REWRITES
 from kir.specialise import bind_defaults, infer_dims, output_shapes, specialise
 from kir.syntax import format_kernel, format_module
 from kir.testing import Example, describe_difference, examples, make_inputs, same_bits
@@ -114,8 +115,8 @@ class _Road:
     run: Callable[[Arrays, Mapping[str, int]], dict[str, Array]]
     repeat: bool = False
     """Whether to run twice, at new addresses."""
-    kernels: dict[str, Kernel] = field(default_factory=dict)
-    """What it ran, by name, for a failure's report."""
+    contracts: bool = False
+    """Whether products may go unrounded into sums: `fma`, or a matrix unit."""
 
 
 def verify(
@@ -239,8 +240,8 @@ class _Run:
         if self.goal is None and self.choice is None:
             return roads
         steps = Rung("schedule", "verified", "the scheduled kernel in the interpreter")
-        road = _Road(steps, lambda x, d: self.walk(x, d, self.run_scheduled))
-        roads.append(road)
+        fused = self.contracts()
+        roads.append(_Road(steps, lambda x, d: self.walk(x, d, self.run_scheduled), False, fused))
         if self.goal is None or not self.runs_here():
             return roads
         if self.interpreted:
@@ -251,8 +252,19 @@ class _Run:
             shows, verdict = f"compiled code on this machine ({self.goal.chip})", "verified"
         rung = Rung(f"target {self.goal.name}", verdict, shows)
         rung.note = "run twice at new addresses, outputs poisoned before, inputs compared after"
-        roads.append(_Road(rung, lambda x, d: self.walk(x, d, self.run_target), repeat=True))
+        fused = fused or self.goal.name != "cpu"
+        roads.append(_Road(rung, lambda x, d: self.walk(x, d, self.run_target), True, fused))
         return roads
+
+    def contracts(self) -> bool:
+        """Whether a step of the derivations used is one that changes roundings."""
+        goal = self.goal or Target("cpu")
+        for kernel, dims in self.uses():
+            fixed = {d.name: dims[d.name] for d in kernel.dims if d.default is not None}
+            steps = choose_steps(specialise(kernel, fixed), goal, self.choice, self.module)
+            if any(REWRITES[s.rewrite].effect == "approximates" for s in steps):
+                return True
+        return False
 
     def runs_here(self) -> bool:
         """Whether the target can run at all; if not, `compiled` is all there will be."""
@@ -359,6 +371,9 @@ class _Run:
         dims = infer_dims(self.item, {n: a.shape for n, a in inputs.items()}, dict(example.dims))
         try:
             wanted = self.oracle(inputs, dims)
+            fused = wanted
+            if any(r.contracts for r in roads):
+                fused = self.oracle(inputs, dims, contraction=True)
         except EvaluationError:
             report.rejected += 1
             return
@@ -372,7 +387,7 @@ class _Run:
         before = {n: a.copy() for n, a in inputs.items()}
         for road in roads:
             for _ in range(2 if road.repeat else 1):
-                self.judge(example, road, inputs, dims, wanted)
+                self.judge(example, road, inputs, dims, fused if road.contracts else wanted)
             for name, array in before.items():
                 if not same_bits(array, inputs[name]).all():
                     self.fail(example, road, inputs, f"the input `{name}` was changed")
@@ -380,11 +395,13 @@ class _Run:
     def open_dims(self) -> set[str]:
         return {d.name for d in self.item.dims if d.default is None}
 
-    def oracle(self, inputs: Arrays, dims: Mapping[str, int]) -> dict[str, Bounded]:
+    def oracle(
+        self, inputs: Arrays, dims: Mapping[str, int], contraction: bool = False
+    ) -> dict[str, Bounded]:
         if isinstance(self.item, Kernel):
-            return oracle(self.item, inputs, dims)
+            return oracle(self.item, inputs, dims, contraction)
         assert self.module is not None
-        return oracle_graph(self.module, self.item, inputs, dims)
+        return oracle_graph(self.module, self.item, inputs, dims, contraction)
 
     def judge(
         self,

@@ -90,8 +90,12 @@ def gamma(count: int | Array, unit: float) -> Any:
     return np.expm1(np.asarray(count, np.float64) * math.log1p(unit))
 
 
+@dataclass(frozen=True)
 class WithBounds(Domain):
-    """Two planes: (value, bound)."""
+    """Two planes: (value, bound). With `contraction`, a product may stay unrounded on its way into
+    a sum, as in `fma` and in matrix units: then nothing is said where it overflows."""
+
+    contraction: bool = False
 
     def lift(self, array: Array, dtype: DType) -> Value:
         return _wide(np.asarray(array, dtype.numpy), dtype), EXACT
@@ -104,7 +108,11 @@ class WithBounds(Domain):
             if name == "select":
                 return _select(args[0], args[1], args[2])
             if dtype.is_float and name in RULES:
-                return _float_op(name, args, dtype)
+                v, e = _float_op(name, args, dtype)
+                if self.contraction and name == "mul":
+                    made = np.isfinite(args[0][0]) & np.isfinite(args[1][0]) & ~np.isfinite(v)
+                    e = np.where(made, np.inf, e)
+                return v, e
             if dtype.is_bool and dtypes[0].is_float:
                 return _compare(name, args)
             return _exact_op(name, args, dtype)
