@@ -370,6 +370,18 @@ kernel k[N](x: f32[N]) -> (y: f32[N]) {
     same(made({"x": x}), run(kernel, {"x": x}), 0)
 
 
+def test_a_mask_whose_index_cancels() -> None:
+    kernel = parse_kernel("""
+kernel k[N](x: f32[8]) -> (y: f32[8]) {
+  for j: 8 { y[j] = 0.0 }
+  tile i: 8 where i + N <= i + 3 { y[i] = x[i] }
+}""")
+    x = np.arange(8, dtype=np.float32)
+    made = loaded(kernel)
+    for n in (3, 4):
+        same(made({"x": x}, {"N": n}), run(kernel, {"x": x}, {"N": n}), 0)
+
+
 @pytest.mark.parametrize("name", ["lambda", "def", "i64", "pe", "local", "entry", "kir_entry"])
 def test_names_that_mean_something_elsewhere(name: str) -> None:
     kernel = parse_kernel(

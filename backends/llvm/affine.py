@@ -69,8 +69,7 @@ def worst_case(condition: Expr, extents: Mapping[str, int]) -> Expr | None:
         left, right = coefficient(a, name), coefficient(b, name)
         if left is None or right is None:
             return None
-        if left != right:
-            corner[name] = const(extent - 1 if (left > right) == rises else 0)
+        corner[name] = const(extent - 1 if (left > right) == rises else 0)
     return substitute(condition, corner)
 
 
