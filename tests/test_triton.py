@@ -447,7 +447,8 @@ def test_products_and_sums_are_not_fused() -> None:
 
 
 def test_too_much_shared_memory_is_refused() -> None:
-    text = tiled("bf16", "bf16", "f32", k=256).replace("16", "256").replace("bf256", "bf16")
+    text = tiled("bf16", "bf16", "f32", k=256).replace("16", "64").replace("bf64", "bf16")
+    text = text.replace("32) {", "32) hint(num_stages = 4) {", 1)
     with pytest.raises(UnsupportedError, match="shared memory"):
         BACKEND.lower(parse_kernel(text), "amd", "gfx1100")
 

@@ -59,6 +59,13 @@ _OPS: dict[str, Any] = {
 }
 
 
+def number(text: str) -> bool | int | float:
+    """The value of an element, from its repr."""
+    if text in ("True", "False"):
+        return text == "True"
+    return float(text) if any(c in text for c in ".einf") else int(text)
+
+
 def shape_of(tensor: Mapping[str, Any], dims: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(evaluate(e, dims) for e in tensor["shape"])
 

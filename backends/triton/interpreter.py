@@ -1,8 +1,9 @@
 """Repairs to Triton's interpreter, so that it computes what the compiled code does.
 
 As of Triton 3.9 it truncates where it should round to bf16, multiplies the bits of bf16 operands
-in a product, has no libdevice, takes small integers for 32-bit ones, and walks custom reductions
-element by element in Python. Each repair stands in for a piece of the hardware, as its own use of
+in a product, has no libdevice, takes small integers for 32-bit ones, splats comparisons of scalars
+as numbers, and walks custom reductions element by element in Python; 3.6 rounds `fma` twice too.
+Each repair stands in for a piece of the hardware, as its own use of
 NumPy does. This module is imported only in the worker.
 """
 
@@ -17,6 +18,8 @@ import ml_dtypes
 import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
+
+from kir.ops import OPS
 
 _NARROW: dict[Any, Any] = {
     tl.bfloat16: ml_dtypes.bfloat16,
@@ -68,6 +71,28 @@ def _binary(original: Callable[..., Any]) -> Callable[..., Any]:
     return apply
 
 
+def _fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+    """One rounding, which older interpreters do not give."""
+    made = OPS["fma"].numpy(*np.broadcast_arrays(x.data, y.data, z.data))
+    return interpreter.TensorHandle(made.astype(z.data.dtype), z.dtype.scalar)
+
+
+def _all_ones(self: Any, type: Any) -> Any:
+    made = np.invert(np.zeros(1, interpreter._get_np_dtype(type)))
+    return interpreter.TensorHandle(made, type.scalar)
+
+
+def _indexable(original: Callable[..., None]) -> Callable[..., None]:
+    """A scalar bounds a `range`: older interpreters convert an array of one element, which NumPy
+    no longer does."""
+
+    def patch(tensor: Any, *rest: Any) -> None:
+        original(tensor, *rest)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    return patch
+
+
 def _implicit(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def convert(arg: Any) -> Any:
         if type(arg) is int:
@@ -85,7 +110,8 @@ def _reduce(original: Callable[..., Any]) -> Callable[..., Any]:
         if ufunc is None:
             return original(self, inputs)
         (x,) = inputs
-        out = ufunc.reduce(x.handle.data, axis=self.axis, keepdims=self.keep_dims)
+        data = x.handle.data
+        out = ufunc.reduce(data, axis=self.axis, keepdims=self.keep_dims, dtype=data.dtype)
         return self.to_tensor(out, x.dtype)
 
     return apply
@@ -96,7 +122,10 @@ def repair() -> None:
     builder = interpreter.InterpreterBuilder
     interpreter._convert_float = _convert_float
     builder.create_dot = _dot
+    builder.create_fma = _fma
+    builder.get_all_ones_value = _all_ones
     builder.binary_op = _binary(builder.binary_op)
+    interpreter._patch_lang_tensor = _indexable(interpreter._patch_lang_tensor)
     interpreter._implicit_cvt = _implicit(interpreter._implicit_cvt)
     interpreter.ReduceOps.apply_impl = _reduce(interpreter.ReduceOps.apply_impl)
     interpreter.interpreter_builder.options = interpreter.InterpreterOptions(

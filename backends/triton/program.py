@@ -12,6 +12,7 @@ from kir.backends.triton.types import held
 from kir.dtypes import DType
 from kir.ir import Axis, Buffer, Expr, Kernel, Loop, Read, Stmt, Store, const
 from kir.ops import op
+from kir.syntax import format_expr
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,12 @@ class Program(Statements):
                 kind = "index" if scalar in self.host_indices else "dim"
                 arguments.append(Argument(kind, scalar, parameter, "i64"))
         grid = tuple(loop.axis.extent for loop in self.grid)
+        axes = ", ".join(f"{x.axis.name}: {format_expr(x.axis.extent)}" for x in self.grid)
+        comment = f"    # grid {axes}\n" if self.grid else ""
+        head = f"def {name}({', '.join(a.parameter for a in arguments)}):"
         return Function(
             name,
-            f"@triton.jit\ndef {name}({', '.join(a.parameter for a in arguments)}):\n{text}\n",
+            f"@triton.jit\n{head}\n{comment}{text}\n",
             grid,
             tuple(arguments),
             tuple(ScratchArgument(s.pointer, s.type, s.size) for s in self.scratch),

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from kir.backend import Arrays, Artifact, Executable
-from kir.backends.triton.execute import run_plan, shape_of
+from kir.backends.triton.execute import number, run_plan, shape_of
 from kir.backends.triton.types import held
 from kir.errors import EvaluationError, InputDataError, MissingExtraError, MissingHardwareError
 from kir.ir import Param
@@ -219,13 +219,7 @@ class GpuExecutable(Executable):
 
         array = np.zeros(shape, DTYPES[dtype].numpy)
         if fill is not None:
-            array.fill(
-                fill == "True"
-                if fill in ("True", "False")
-                else float(fill)
-                if any(c in fill for c in ".einf")
-                else int(fill)
-            )
+            array.fill(number(fill))
         kind = held(DTYPES[dtype]).torch
         moved = torch.from_numpy(array.view(np.int16 if kind == "bfloat16" else np.dtype(kind))).to(
             "cuda"

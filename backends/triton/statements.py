@@ -209,10 +209,6 @@ class Statements(Expressions):
         extent = self.lane_extent(axis)
         lane = Lane(self.names.fresh(axis.name), extent)
         self.lanes.append(lane)
-        if prod(x.extent for x in self.lanes) > MAX_BLOCK * 64:
-            raise self.refuse(
-                "the block of this tile is too large", loop, "split with smaller factors"
-            )
         self.lane_of[axis.name] = lane
         self.extents[axis.name] = axis.extent
         self.line(f"{lane.name} = tl.cast(tl.arange(0, {extent}), tl.int64)")
@@ -396,6 +392,12 @@ class Statements(Expressions):
         if not gone:
             return v
         axes = self.sorted(gone | set(v.axes))
+        if prod(lane.extent for lane in self.lanes if lane.name in axes) > MAX_BLOCK:
+            raise self.refuse(
+                f"the block of this update has more than {MAX_BLOCK} elements",
+                s,
+                "split its tiles with smaller factors",
+            )
         return self.reduced(Value(self.full(v, axes), axes), gone, s.op, dtype)
 
     def reduced(self, v: Value, gone: set[str], name: str, dtype: DType | None) -> Value:

@@ -22,11 +22,9 @@ import numpy as np
 import torch
 
 from kir.backends.triton.compile import load_module
-from kir.backends.triton.execute import run_plan
+from kir.backends.triton.execute import number, run_plan
 from kir.backends.triton.interpreter import prepare, repair
 from kir.backends.triton.types import TYPES
-
-VIEWS = {"bfloat16": np.int16, "uint16": np.uint16}
 
 
 def tensor(array: Any, dtype: str) -> torch.Tensor:
@@ -52,17 +50,11 @@ class Interpreter:
             if dtype == "bool":
                 array.fill(True)
         else:
-            array.fill(_number(fill))
+            array.fill(number(fill))
         return tensor(storage(array, dtype), dtype)
 
     def launch(self, function: str, grid: int, arguments: list[Any]) -> None:
         getattr(self.module, function)[(grid,)](*arguments)
-
-
-def _number(text: str) -> Any:
-    if text in ("True", "False"):
-        return text == "True"
-    return float(text) if any(c in text for c in ".einf") else int(text)
 
 
 def storage(array: Any, dtype: str) -> Any:
