@@ -30,7 +30,7 @@ from kir.interpret.domain import (
     first_best,
     poisoned,
 )
-from kir.interpret.rules import RULES, own_error
+from kir.interpret.rules import ROUNDINGS, RULES, own_error
 from kir.ops import compute
 
 EXACT: Array = np.zeros(())
@@ -207,17 +207,20 @@ def _open(unsure: Array, like: Array) -> Array:
     return np.where(unsure, np.inf, 0.0) if like.any() else EXACT
 
 
-def finish(v: Array, e: Array, own: Array, wild: Array, dtype: DType) -> Value:
+def finish(
+    v: Array, e: Array, own: Array, wild: Array, dtype: DType, correct: bool = True
+) -> Value:
     """Round to `dtype`: add the op's own error, and settle overflow, NaN and infinities.
 
-    `e` is what the operands imply, `own` what the op adds, `wild` where nothing can be said.
+    `e` is what the operands imply, `own` what the op adds, `wild` where nothing can be said. An
+    op that rounds correctly (`correct`) adds nothing where the result is representable.
     """
     _, threshold, subnormal = float_limits(dtype)
     size = np.abs(v)
     if dtype == f64:
         added = 2 * own + e * dtype.unit_roundoff + subnormal
     else:
-        exact = (e == 0) & (v.astype(np.float32 if dtype == f32 else dtype.numpy) == v)
+        exact = correct & (e == 0) & (v.astype(np.float32 if dtype == f32 else dtype.numpy) == v)
         added = np.where(exact, 0.0, own + e * dtype.unit_roundoff + U64 * size + subnormal)
     bound = e + np.where((own > 0) | (e > 0), added, 0.0)
     finite = np.isfinite(v)
@@ -241,8 +244,9 @@ def _float_op(name: str, args: Sequence[Value], dtype: DType) -> Value:
             wild = wild | np.isinf(bound)
     values = [a[0] for a in args]
     own = own_error(name, values, v, dtype.unit_roundoff)
-    if name in ("add", "sub", "mul", "div", "fma", "sqrt") or own.any():
-        return finish(np.asarray(v), np.asarray(e), own, wild, dtype)
+    correct = ROUNDINGS[name] == 1.0
+    if correct or own.any():
+        return finish(np.asarray(v), np.asarray(e), own, wild, dtype, correct)
     e = np.where(np.isfinite(v), np.where(np.isnan(e), np.inf, e), 0.0)
     return np.asarray(v), np.where(wild, np.inf, e)
 
