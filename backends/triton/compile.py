@@ -167,8 +167,10 @@ def _stages(
 def assemble(text: str, parts: Mapping[str, Any], target: str, arch: str) -> bytes:
     """The binary of a joined module, by the last stage of Triton's own pipeline."""
     from triton.backends.compiler import Language
+    from triton._C.libtriton import llvm
     from triton.compiler.compiler import make_backend
 
+    llvm.init_targets()  # not done yet where the functions came from Triton's cache
     first = next(iter(parts.values()))
     backend = make_backend(gpu_target(target, arch))
     parsed = backend.parse_options(
