@@ -71,11 +71,13 @@ def references() -> dict[str, Callable[..., Array]]:
     erf = np.vectorize(math.erf, otypes=[np.float64])
 
     def normalised(x: Array) -> Array:
-        d = x - x.mean(1, keepdims=True)
-        return d / np.sqrt((d * d).mean(1, keepdims=True) + 1e-5)
+        d: Array = x - x.mean(1, keepdims=True)
+        scaled: Array = d / np.sqrt((d * d).mean(1, keepdims=True) + 1e-5)
+        return scaled
 
     def shifted(x: Array) -> Array:
-        return x - x.max(1, keepdims=True)
+        moved: Array = x - x.max(1, keepdims=True)
+        return moved
 
     return {
         "add": lambda a, b: a + b,
@@ -181,7 +183,9 @@ def machine_description() -> dict[str, Any]:
     name = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        found = [x.split(":")[1].strip() for x in info.read_text().splitlines() if "model name" in x]
+        found = [
+            x.split(":")[1].strip() for x in info.read_text().splitlines() if "model name" in x
+        ]
         name = found[0] if found else name
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
                             cwd=ROOT, check=False).stdout.strip()  # fmt: skip
@@ -204,15 +208,18 @@ def main() -> None:
         for name in names:
             if name == "matmul":
                 row = matmul_case(options.matmul_size, threads, options.rounds)
-                print(f"{name:12} {threads} thread(s): {row['of_peak']:6.1%} of the FMA peak, "
-                      f"{row['GFLOP/s']:.0f} of {row['peak GFLOP/s']:.0f} GFLOP/s", flush=True)  # fmt: skip
+                share, limit = row["of_peak"], "the FMA peak"
+                rates = f"{row['GFLOP/s']:.0f} of {row['peak GFLOP/s']:.0f} GFLOP/s"
             else:
                 row = bandwidth_case(name, options.size, threads, options.rounds)
-                print(f"{name:12} {threads} thread(s): {row['of_copy']:6.1%} of a copy, "
-                      f"{row['GB/s']:.1f} of {row['copy GB/s']:.1f} GB/s", flush=True)  # fmt: skip
+                share, limit = row["of_copy"], "a copy"
+                rates = f"{row['GB/s']:.1f} of {row['copy GB/s']:.1f} GB/s"
+            print(f"{name:12} {threads} thread(s): {share:6.1%} of {limit}, {rates}", flush=True)
             rows.append(row)
     if options.output:
-        options.output.write_text(json.dumps({"machine": machine, "results": rows}, indent=2) + "\n")
+        options.output.write_text(
+            json.dumps({"machine": machine, "results": rows}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

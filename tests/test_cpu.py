@@ -3,16 +3,31 @@ interpreter; and the road around it: arguments, threads, the cache, artifacts.""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from kir.backends.cpu import BACKEND
+from kir.backends.cpu.archs import host_features
+from kir.backends.llvm.compile import compile_text
+from kir.errors import (
+    ConstraintError,
+    InputDataError,
+    MissingHardwareError,
+    UnsupportedError,
+    UsageError,
+)
 from kir.interpret import run as interpret
 from kir.ir import Kernel
 from kir.syntax import parse_kernel
 
+ROOT = Path(__file__).resolve().parent.parent
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
@@ -21,7 +36,9 @@ def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KIR_CACHE_DIR", "")
 
 
-def run(kernel: Kernel, arrays: Arrays, dims: dict[str, int] | None = None, threads: int = 0) -> Arrays:
+def run(
+    kernel: Kernel, arrays: Arrays, dims: dict[str, int] | None = None, threads: int = 0
+) -> Arrays:
     artifact = BACKEND.lower(kernel, "cpu", "native")
     return BACKEND.with_threads(artifact, threads)(arrays, dims)
 
@@ -118,7 +135,8 @@ def test_uniform_padded_read_under_lanes() -> None:
 
 
 def test_strided_reversed_and_transposed_accesses() -> None:
-    same("""kernel k[N](x: f32[N, 16], t: f32[16, N]) -> (y: f32[N, 16], z: f32[16, N], r: f32[N, 16]) {
+    same("""kernel k[N](x: f32[N, 16], t: f32[16, N])
+        -> (y: f32[N, 16], z: f32[16, N], r: f32[N, 16]) {
       for i: N {
         tile j: 16 { y[i, j] = t[j, i] }
         tile j2: 16 { z[j2, i] = x[i, 15 - j2] }
@@ -342,3 +360,154 @@ def test_names_that_are_keywords_elsewhere() -> None:
       buffer entry: f32 in reg = 1.0
       for i32_: store { load[i32_] = lambda[i32_] + entry + f32(ret[i32_]) }
     }""", {"lambda": floats(4), "ret": np.arange(4, dtype=np.int32)})  # fmt: skip
+
+
+SCALE = """kernel scale[M, N](x: f32[M, N]) -> (y: f32[M, N]) where N % 2 == 0 {
+  grid i: M { for o: cdiv(N, 8) { tile j: 8 where o*8 + j < N {
+    y[i, o*8 + j] = x[i, o*8 + j] * 3.0 } } }
+}"""
+
+
+def scale() -> Any:
+    return BACKEND.load(BACKEND.lower(parse_kernel(SCALE), "cpu", "native"))
+
+
+def test_outputs_are_written_in_place() -> None:
+    x, y = floats(3, 10), np.full((3, 10), np.nan, np.float32)
+    made = scale()({"x": x}, None, {"y": y})
+    assert made["y"] is y
+    np.testing.assert_array_equal(y, x * np.float32(3))
+
+
+def test_large_outputs_may_bypass_the_cache() -> None:
+    text = SCALE.replace("grid i: M {", "grid i: M hint(stream = 1) {")
+    executable = BACKEND.load(BACKEND.lower(parse_kernel(text), "cpu", "native"))
+    for shape in ((2050, 4100), (2050, 4102)):  # rows aligned to 16 bytes, and not
+        x = floats(*shape)
+        np.testing.assert_array_equal(executable({"x": x})["y"], x * np.float32(3))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (floats(3, 10).astype(np.float64), "float64, not f32"),
+        (floats(10, 3).T, "not contiguous"),
+        ([[1.0, 2.0]], "not a NumPy array"),
+        (floats(4), "1 axes"),
+    ],
+)
+def test_wrong_inputs_are_refused(x: Any, message: str) -> None:
+    with pytest.raises(InputDataError) as caught:
+        scale()({"x": x})
+    assert message in caught.value.message
+
+
+def test_wrong_outputs_and_dims_are_refused() -> None:
+    run_scale, x = scale(), floats(3, 10)
+    for y, message in ((np.empty((3, 8), np.float32), "has shape"), (x, "shares memory")):
+        with pytest.raises(InputDataError) as caught:
+            run_scale({"x": x}, None, {"y": y})
+        assert message in caught.value.message
+    with pytest.raises(InputDataError):
+        run_scale({}, None)
+    with pytest.raises(ConstraintError):
+        run_scale({"x": floats(3, 9)})
+
+
+def test_a_specification_is_refused() -> None:
+    spec = parse_kernel("kernel k[N](x: f32[N]) -> (y: f32[N]) { y[i: N] = x[i] }")
+    with pytest.raises(UnsupportedError):
+        BACKEND.lower(spec, "cpu", "native")
+
+
+def test_unknown_archs_and_stages_are_refused() -> None:
+    kernel = parse_kernel(SCALE)
+    with pytest.raises(UnsupportedError):
+        BACKEND.lower(kernel, "cpu", "z80")
+    with pytest.raises(UsageError):
+        BACKEND.lower(kernel, "cpu", "native", "ptx")
+
+
+def test_other_archs_compile_and_run_only_where_they_can() -> None:
+    artifact = BACKEND.lower(parse_kernel(SCALE), "cpu", "sapphirerapids", "asm")
+    asm = artifact.stages["asm"]
+    assert isinstance(asm, str) and "vmulps" in asm
+    if "amx-tile" not in host_features():
+        with pytest.raises(MissingHardwareError):
+            BACKEND.load(artifact)
+
+
+def test_the_shared_library_runs_through_its_header(tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    kernel = parse_kernel(SCALE)
+    for stage in ("so", "header"):
+        data = BACKEND.lower(kernel, "cpu", "native", stage).stages[stage]
+        raw = data if isinstance(data, bytes) else data.encode()
+        (tmp_path / ("scale.so" if stage == "so" else "scale.h")).write_bytes(raw)
+    (tmp_path / "main.c").write_text("""#include <stdio.h>
+        #include "scale.h"
+        int main(void) { float x[4] = {1, 2, 3, 4}, y[4];
+          if (kir_scale(x, y, 2, 2, 1)) return 1;
+          printf("%g %g %g %g", y[0], y[1], y[2], y[3]); return 0; }""")
+    program = str(tmp_path / "main")
+    subprocess.run(["cc", "-o", program, str(tmp_path / "main.c"), str(tmp_path / "scale.so")],
+                   check=True)  # fmt: skip
+    done = subprocess.run([program], capture_output=True, text=True, check=True)
+    assert done.stdout == "3 6 9 12"
+
+
+def test_the_cache_keeps_finds_and_mends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KIR_CACHE_DIR", str(tmp_path))
+    kernel, x = parse_kernel(SCALE), floats(2, 6)
+    first = BACKEND.lower(kernel, "cpu", "native")
+    (entry,) = [p for p in tmp_path.rglob("*") if p.is_file()]
+    compiled: list[str] = []
+    monkeypatch.setattr("kir.backends.cpu.compile_text", _spy(compiled, compile_text))
+    again = BACKEND.lower(kernel, "cpu", "native")
+    assert not compiled and again.stages == first.stages
+    entry.write_bytes(entry.read_bytes()[:-7])
+    mended = BACKEND.lower(kernel, "cpu", "native")
+    assert len(compiled) == 1
+    np.testing.assert_array_equal(BACKEND.load(mended)({"x": x})["y"], x * np.float32(3))
+    BACKEND.lower(kernel, "cpu", "x86-64-v3")
+    BACKEND.lower(parse_kernel(SCALE.replace("3.0", "4.0")), "cpu", "native")
+    assert len(compiled) == 3
+
+
+def _spy(calls: list[str], function: Any) -> Any:
+    def spied(text: str, machine: Any) -> Any:
+        calls.append(text)
+        return function(text, machine)
+
+    return spied
+
+
+def test_many_processes_share_a_cold_cache(tmp_path: Path) -> None:
+    code = f"""import numpy as np
+from kir.syntax import parse_kernel
+from kir.backends.cpu import BACKEND
+k = parse_kernel('''{SCALE}''')
+y = BACKEND.load(BACKEND.lower(k, 'cpu', 'native'))({{'x': np.ones((2, 4), np.float32)}})['y']
+assert (y == 3).all()"""
+    env = {**os.environ, "KIR_CACHE_DIR": str(tmp_path)}
+    runs = [subprocess.Popen([sys.executable, "-c", code], env=env, cwd=ROOT) for _ in range(3)]
+    assert [r.wait(timeout=120) for r in runs] == [0, 0, 0]
+    left = [p.name for p in tmp_path.rglob("*") if p.is_file()]
+    assert len(left) == 1 and not left[0].startswith(".new-")
+
+
+def test_a_register_block_stays_in_registers() -> None:
+    """Twelve accumulators of the 6 x 16 block: no spill in the loop over k."""
+    artifact = BACKEND.lower(parse_kernel("""kernel k[K](a: f32[K, 6], b: f32[K, 16])
+      -> (c: f32[6, 16]) {
+      buffer acc: f32[6, 16] in reg = 0
+      for k: K { tile i: 6, j: 16 { acc[i, j] = fma(a[k, i], b[k, j], acc[i, j]) } }
+      tile i2: 6, j2: 16 { c[i2, j2] = acc[i2, j2] }
+    }"""), "cpu", "x86-64-v3")  # fmt: skip
+    asm = artifact.stages["asm"]
+    assert isinstance(asm, str)
+    blocks = asm.split("\n.LBB")
+    hot = max(blocks, key=lambda b: b.count("vfmadd"))
+    assert hot.count("vfmadd") % 12 == 0 and hot.count("vfmadd") >= 12
+    assert "(%rsp)" not in hot

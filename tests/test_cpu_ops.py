@@ -6,6 +6,7 @@ and once in tiles (vectors with a masked tail); both must agree with `kir.ops.co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -73,13 +74,14 @@ def values(t: DType, seed: int) -> np.ndarray[Any, Any]:
         result = np.where(rng.integers(0, 2, N) == 0, wide, small).astype(t.numpy)
         result[: len(special)] = np.array(special, t.numpy)
         return rng.permutation(result)
-    special = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 0.5, -0.5, 1.5, 2.5, -2.5, 3e38,
-               1e-40, -1e-40, 1e-45, 88.9, -104.2, 1e-8, 1e10, 1e-3, 0.6, 0.99, 1.01, 4.1]  # fmt: skip
+    extremes: list[float] = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 0.5, -0.5, 1.5, 2.5, -2.5, 3e38,
+               1e-40, -1e-40, 1e-45, 88.9, -104.2, 1e-8, 1e10, 1e-3, 0.6, 0.99,
+               1.01, 4.1]  # fmt: skip
     scale = np.exp(rng.uniform(-12, 12, N) * (2.0 if t in (f32, f64) else 0.7))
     with np.errstate(all="ignore"):
         result = np.where(rng.integers(0, 2, N) == 0, rng.normal(size=N) * scale,
                           rng.normal(size=N) * 3).astype(t.numpy)  # fmt: skip
-        result[: len(special)] = np.array(special).astype(t.numpy)
+        result[: len(extremes)] = np.array(extremes).astype(t.numpy)
     return rng.permutation(result)
 
 
@@ -95,7 +97,7 @@ def loops_of(name: str, value: Expr, tile: int | None) -> Loop:
 
 
 def evaluate(
-    arrays: dict[str, np.ndarray[Any, Any]], wanted: list[tuple[Expr, int | None]]
+    arrays: dict[str, np.ndarray[Any, Any]], wanted: Sequence[tuple[Expr, int | None]]
 ) -> list[np.ndarray[Any, Any]]:
     """Each expression over `x[n]`..., all of them in one kernel, compiled and run."""
     size = Var("N")

@@ -60,7 +60,11 @@ class CpuBackend(Backend):
             "triple": machine.triple,
             "cpu": machine.cpu,
         }
-        report = {"regions": emitted.regions, "threads": threads, "vector_bits": machine.vector_bits}
+        report = {
+            "regions": emitted.regions,
+            "threads": threads,
+            "vector_bits": machine.vector_bits,
+        }
         return Artifact(kernel, target, arch, stages, launch, report)
 
     def _compiled(self, kernel: Kernel, machine: Machine, text: str) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Literal
 
 from kir.backends.llvm import Machine
 from kir.backends.llvm.compile import host
@@ -30,7 +31,7 @@ def host_features() -> frozenset[str]:
 def machine_of(arch: str, parallel: bool = True) -> Machine:
     """The machine of an arch; UnsupportedError for an unknown one. Without `parallel`, `grid`
     is a plain loop (where there is no libgomp to link)."""
-    grid = "gomp" if parallel else "sequential"
+    grid: Literal["gomp", "sequential"] = "gomp" if parallel else "sequential"
     if arch in NAMED:
         cpu, bits, _ = NAMED[arch]
         return Machine(X86, cpu, "", bits, half=True, fma=True, grid=grid,

@@ -58,7 +58,7 @@ def save(key: str, parts: Mapping[str, bytes]) -> None:
     try:
         with os.fdopen(handle, "wb") as f:
             f.write(_encode(key, parts))
-        os.replace(temporary, target)
+        Path(temporary).replace(target)
     except OSError:
         Path(temporary).unlink(missing_ok=True)
 

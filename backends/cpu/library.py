@@ -34,13 +34,17 @@ def header(kernel: Kernel) -> str:
         comments.append(f"   {p.name}_: {p.type}[{shape}], row-major")
     arguments += [f"int64_t {d.name}_dim" for d in kernel.dims] + ["int32_t threads"]
     comments.append("   threads: 0 for OpenMP's default. Returns 0.")
-    return "\n".join(
-        [f"#ifndef {guard}", f"#define {guard}", "#include <stdint.h>", '#ifdef __cplusplus',
-         "#define restrict", 'extern "C" {', "#endif", f"/* {kernel.name}"]
-        + comments
-        + ["*/", f"int32_t {symbol_of(kernel)}({', '.join(arguments)});", "#ifdef __cplusplus",
-           "}", "#undef restrict", "#endif", "#endif", ""]
-    )  # fmt: skip
+    head = [
+        "#include <stdint.h>",
+        "#ifdef __cplusplus",
+        "#define restrict",
+        'extern "C" {',
+        "#endif",
+    ]
+    what = [f"/* {kernel.name}", *comments, "*/"]
+    entry = f"int32_t {symbol_of(kernel)}({', '.join(arguments)});"
+    tail = ["#ifdef __cplusplus", "}", "#undef restrict", "#endif", "#endif", ""]
+    return "\n".join([f"#ifndef {guard}", f"#define {guard}", *head, *what, entry, *tail])
 
 
 def shared_library(obj: bytes, parallel: bool) -> bytes:

@@ -88,5 +88,3 @@ def product(extents: list[Expr]) -> Expr:
     for e in extents:
         result = e if isinstance(result, Const) and result.value == 1 else op("mul", result, e)
     return result
-
-

@@ -140,8 +140,18 @@ class Builder:
         """Close the function: `head` is its line from `define` to the parenthesis."""
         self.module.functions.append(
             "\n".join(
-                [f"{head} {attributes} {{", "entry:", *self.prologue, "  br label %start", "start:"]
-                + [*self.lines, *self.epilogue, f"  {result}", "}", ""]
+                [
+                    f"{head} {attributes} {{",
+                    "entry:",
+                    *self.prologue,
+                    "  br label %start",
+                    "start:",
+                    *self.lines,
+                    *self.epilogue,
+                    f"  {result}",
+                    "}",
+                    "",
+                ]
             )
         )
 
@@ -228,7 +238,9 @@ class Builder:
         if ty == "void":
             self.line(f"call void @{name}({listed})")
             return V("", "void")
-        return self.emit(f"call {flags + ' ' if flags else ''}{result} @{name}({listed})", ty, lanes)
+        return self.emit(
+            f"call {flags + ' ' if flags else ''}{result} @{name}({listed})", ty, lanes
+        )
 
     def lane(self, vector: V, index: int) -> V:
         return self.emit(f"extractelement {vector}, i64 {index}", vector.ty)
@@ -250,6 +262,9 @@ class Builder:
 
     def any(self, mask: V) -> V:
         return self.call(f"llvm.vector.reduce.or.{suffix('i1', mask.lanes)}", "i1", 0, mask)
+
+    def all(self, mask: V) -> V:
+        return self.call(f"llvm.vector.reduce.and.{suffix('i1', mask.lanes)}", "i1", 0, mask)
 
     # --- memory
 
@@ -298,7 +313,9 @@ class Builder:
         before = self.block
         self.jump(head)
         self.label(head)
-        self.line(f"{index.ref} = phi i64 [ {begin.ref}, %{before} ], [ {following.ref}, %{latch} ]")
+        self.line(
+            f"{index.ref} = phi i64 [ {begin.ref}, %{before} ], [ {following.ref}, %{latch} ]"
+        )
         self.branch(self.emit(f"icmp slt {index}, {end.ref}", "i1"), body, done)
         self.label(body)
         yield index

@@ -143,8 +143,22 @@ class Single:
 
 
 def exp(s: Single, x: V) -> V:
+    """Where all lanes are moderate, as they mostly are, clamping and scaling in steps fall away."""
+    b = s.b
+    moderate = b.fcmp("ole", s.abs(x), s.c(87.0))  # not for NaN
+    every = b.all(moderate) if x.lanes else moderate
+    usual, rare, done = b.fresh("usual"), b.fresh("rare"), b.fresh("done")
+    b.branch(every, usual, rare)
+    b.label(usual)
+    t, n = s.reduced(x, EXP)
+    quick = s.shifted(s.add(t, s.c(1.0)), n)
+    b.jump(done)
+    b.label(rare)
     t, n = s.reduced(s.above(s.below(x, 89.0), -104.0), EXP)
-    return s.scale(s.add(t, s.c(1.0)), n)
+    full = s.scale(s.add(t, s.c(1.0)), n)
+    b.jump(done)
+    b.label(done)
+    return b.phi(quick, usual, full, rare)
 
 
 def exp2(s: Single, x: V) -> V:

@@ -61,6 +61,13 @@ class Scope:
     lane: Lane | None = None
     mask: V | None = None
     stream: bool = False
+    ahead: bool = False
+    """Under `hint(ahead = 1)`: reads also prefetch for the grid's next iteration."""
+
+
+AHEAD_BYTES = 1 << 17
+"""Prefetching goes no further than this, so that it stays in the cache until it is used."""
+LINE = 64
 
 
 class Accesses:
@@ -112,9 +119,7 @@ class Accesses:
         """How an index moves from lane to lane; None where irregularly."""
         if self.scope.lane is None or self._first_lane:
             return 0
-        private = any(
-            isinstance(n, Read) and self.scope.tensors[n.tensor].lanes for n in _reads(e)
-        )
+        private = any(isinstance(n, Read) and self.scope.tensors[n.tensor].lanes for n in _reads(e))
         return None if private else coefficient(e, self.scope.lane.name)
 
     # --- addresses
@@ -164,7 +169,25 @@ class Accesses:
         t = self.scope.tensors[e.tensor]
         if e.fill is not None:
             return self._padded_read(t, e, e.fill)
-        return self.load(t, self.address(t, e.indices), self.scope.mask)
+        place = self.address(t, e.indices)
+        if self.scope.ahead and t.outer and place.kind == "row":
+            self._prefetch(t, e, place.pointer)
+        return self.load(t, place, self.scope.mask)
+
+    def _prefetch(self, t: Tensor, e: Read, pointer: V) -> None:
+        """Of the same element in the next iteration of the grid, where that is near enough."""
+        b = self.b
+        steps = [coefficient(i, self.scope.grid[-1]) for i in e.indices]
+        if None in steps or not any(steps):
+            return
+        zeros = [integer(step or 0) for step in steps]
+        distance = b.op("mul", self._horner(t, zeros), integer(t.type.bytes))
+        near = b.icmp("ult", distance, integer(AHEAD_BYTES))
+        distance = b.select(near, distance, integer(0))
+        for offset in range(0, self.lanes * t.type.bytes, LINE):
+            place = b.gep(pointer, "i8", b.op("add", distance, integer(offset)))
+            kind = [integer(k, "i32") for k in (0, 2, 1)]  # a read, to the second level, of data
+            b.call("llvm.prefetch.p0", "void", 0, place, *kind)
 
     def load(self, t: Tensor, a: Address, mask: V | None) -> V:
         """The elements at an address; where masked off, zeros of no consequence."""

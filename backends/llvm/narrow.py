@@ -100,9 +100,7 @@ def _pack_magnitude(b: Builder, layout: Layout, magnitude: V) -> V:
     small = b.op("fadd", b.convert("bitcast", magnitude, "float"), real(magic, "float"))
     subnormal = b.op("sub", b.convert("bitcast", small, "i32"), integer(magic_bits, "i32"))
     least_normal = (127 - layout.bias + 1) << 23
-    return b.select(
-        b.icmp("ult", magnitude, integer(least_normal, "i32")), subnormal, normal
-    )
+    return b.select(b.icmp("ult", magnitude, integer(least_normal, "i32")), subnormal, normal)
 
 
 def rounded(b: Builder, machine: Machine, value: V, dtype: DType) -> V:

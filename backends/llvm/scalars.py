@@ -103,10 +103,9 @@ class Scalars:
 
     def _slice(self, value: V, start: int, lanes: int) -> V:
         mask = ", ".join(f"i32 {start + i}" for i in range(lanes))
+        other = V("poison", value.ty, value.lanes)
         return self.b.emit(
-            f"shufflevector {value}, {V('poison', value.ty, value.lanes)}, <{lanes} x i32> <{mask}>",
-            value.ty,
-            lanes,
+            f"shufflevector {value}, {other}, <{lanes} x i32> <{mask}>", value.ty, lanes
         )
 
     # --- conversions
@@ -229,9 +228,7 @@ def _division(name: str) -> Handler:
         constant = _plain_divisor(y)
         bad = b.icmp("eq", y, zero) if constant is None else integer(0, "i1")
         minus = (
-            b.icmp("eq", y, integer(-1, y.ty))
-            if signed and constant is None
-            else integer(0, "i1")
+            b.icmp("eq", y, integer(-1, y.ty)) if signed and constant is None else integer(0, "i1")
         )
         divisor = y if constant is not None else b.select(b.op("or", bad, minus), one, y)
         quotient = b.op("sdiv" if signed else "udiv", x, divisor)
@@ -338,9 +335,7 @@ def _sum_to_odd(b: Builder, x: V, y: V) -> V:
     """x + y in f64 rounded to odd (Boldo and Melquiond 2008), by the error of the sum."""
     total = b.op("fadd", x, y)
     back = b.op("fsub", total, x)
-    error = b.op(
-        "fadd", b.op("fsub", x, b.op("fsub", total, back)), b.op("fsub", y, back)
-    )
+    error = b.op("fadd", b.op("fsub", x, b.op("fsub", total, back)), b.op("fsub", y, back))
     bits = b.convert("bitcast", total, "i64")
     even = b.icmp("eq", b.op("and", bits, integer(1)), integer(0))
     inexact = b.fcmp("one", error, real(0.0, "double"))

@@ -14,7 +14,7 @@ What a rewrite refuses is left as plain loops, which always work.
 
 from __future__ import annotations
 
-from kir.ir import Define, If, Kernel, Loop, Read, Reduce, Step, Store, walk
+from kir.ir import Define, If, Kernel, Loop, Read, Reduce, Step, Store, Var, walk
 from kir.plan.common import (
     Contraction,
     Draft,
@@ -24,8 +24,8 @@ from kir.plan.common import (
     contract_temporaries,
     contraction_in,
     fuse_nests,
-    innermost_loops,
     inline_pointwise,
+    innermost_loops,
     is_parallel,
     nests,
     parallel_prefix,
@@ -76,6 +76,7 @@ def _schedule(draft: Draft, name: str, lanes: int) -> None:
     else:
         _inner_loops(draft, draft.loop(prefix[-1]), lanes)
         _grid(draft, prefix)
+        _fetch_ahead(draft, prefix[-1])
 
 
 def _grid(draft: Draft, names: list[str]) -> None:
@@ -141,6 +142,25 @@ def _inner_loops(draft: Draft, nest: Loop, lanes: int) -> None:
             _tile(draft, name, lanes * REGISTERS)
         else:
             vectorise(draft, name, lanes * REGISTERS)
+
+
+def _fetch_ahead(draft: Draft, row: str) -> None:
+    """Of the loops over a row, the second that reads an input finds it in cache: let it fetch the
+    next row meanwhile, so that computing and reading memory overlap."""
+    inputs, seen = {p.name for p in draft.kernel.inputs}, set[str]()
+    for s in draft.loop(row).body:
+        if not isinstance(s, Loop) or s.kind != "for":
+            continue
+        rows = {
+            n.tensor
+            for n in walk(s)
+            if isinstance(n, Read) and n.tensor in inputs
+            and any(isinstance(v, Var) and v.name == row for i in n.indices for v in walk(i))
+        }  # fmt: skip
+        if rows & seen:
+            draft.attempt("hint", s.axis.name, "ahead", 1)
+            return
+        seen |= rows
 
 
 def _cut_around(draft: Draft, nest: Loop, name: str, lanes: int) -> bool:
