@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
-from kir.ir import Buffer, Const, If, Kernel, Loop, Step, Stmt
+from kir.ir import Buffer, Const, If, Kernel, Loop, Step, Stmt, Store
 from kir.rewrites import REWRITES
 
 FACTORS = (4, 8, 16, 32, 64, 128, 256)
@@ -24,6 +24,8 @@ def legal_looking(kernel: Kernel) -> Iterator[Step]:
         offered = getattr(rewrite, "instances", None)
         if offered is not None:
             yield from offered(kernel)
+        elif name in _WITHOUT_ARGUMENTS:
+            yield Step(name)
         elif name in _GUESSES:
             for block in _blocks(kernel.body):
                 yield from _GUESSES[name](block)
@@ -95,6 +97,19 @@ def _contract(block: tuple[Stmt, ...]) -> Iterator[Step]:
             yield Step("contract", (stmt.name, "local"))
 
 
+def _unmask(block: tuple[Stmt, ...]) -> Iterator[Step]:
+    yield from (Step("unmask", (loop.axis.name,)) for loop in _loops(block) if loop.where)
+
+
+def _rfactor(block: tuple[Stmt, ...]) -> Iterator[Step]:
+    """Partial accumulators for each scalar that a loop updates."""
+    for loop in _loops(block):
+        inside = (s for b in _blocks(loop.body) for s in b)
+        updated = (s.target for s in inside if isinstance(s, Store) and s.op and not s.indices)
+        yield from (Step("rfactor", (name, loop.axis.name)) for name in dict.fromkeys(updated))
+
+
+_WITHOUT_ARGUMENTS = ("contract_fma",)
 _GUESSES: dict[str, Callable[[tuple[Stmt, ...]], Iterator[Step]]] = {
     "split": _split,
     "bind": _bind,
@@ -103,4 +118,6 @@ _GUESSES: dict[str, Callable[[tuple[Stmt, ...]], Iterator[Step]]] = {
     "fission": _fission,
     "fuse": _fuse,
     "contract": _contract,
+    "unmask": _unmask,
+    "rfactor": _rfactor,
 }

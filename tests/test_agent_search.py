@@ -182,7 +182,7 @@ def test_moves_that_look_legal_mostly_are() -> None:
             continue
         assert hash_ir(changed) != hash_ir(kernel)
         kinds.add(step.rewrite)
-    assert {"split", "bind", "reorder"} <= kinds
+    assert {"split", "bind", "reorder", "fuse", "contract"} <= kinds
 
 
 def test_unknown_names_are_usage_errors() -> None:
