@@ -12,8 +12,8 @@ from kir.ir import Kernel
 from kir.pipeline import Target, choose_steps
 from kir.rewrites import replay
 from kir.specialise import specialise
-from kir.syntax import load, parse, parse_kernel
 from kir.syntax import format_kernel as text_of
+from kir.syntax import load, parse, parse_kernel
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.kir"))
 KERNELS = [
