@@ -74,9 +74,10 @@ def values(t: DType, seed: int) -> np.ndarray[Any, Any]:
         result = np.where(rng.integers(0, 2, N) == 0, wide, small).astype(t.numpy)
         result[: len(special)] = np.array(special, t.numpy)
         return rng.permutation(result)
-    extremes: list[float] = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 0.5, -0.5, 1.5, 2.5, -2.5, 3e38,
-               1e-40, -1e-40, 1e-45, 88.9, -104.2, 1e-8, 1e10, 1e-3, 0.6, 0.99,
-               1.01, 4.1]  # fmt: skip
+    extremes: list[float] = [
+        *(0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 0.5, -0.5, 1.5, 2.5, -2.5, 3e38, 4.1),
+        *(1e-40, -1e-40, 1e-45, 88.9, -104.2, 1e-8, 1e10, 1e-3, 0.6, 0.99, 1.01),
+    ]
     scale = np.exp(rng.uniform(-12, 12, N) * (2.0 if t in (f32, f64) else 0.7))
     with np.errstate(all="ignore"):
         result = np.where(rng.integers(0, 2, N) == 0, rng.normal(size=N) * scale,
