@@ -517,3 +517,19 @@ def test_graph_shape_clash_is_found() -> None:
     module = parse(NETWORK)
     with pytest.raises(InputDataError):
         run_graph(module, module.graphs()["net"], {"x": floats(3, 4), "w": floats(3, 5)})
+
+
+def test_loops_that_mostly_lie_idle() -> None:
+    x = floats(9, 70)
+    text = """kernel c[M, N](x: f32[M, N]) -> (y: f32[M]) {
+      grid i: M {
+        buffer acc: f32[] in reg = 0.0
+        for o: 512 where o * 4 < N - i {
+          tile j: 4 where o * 4 + j < N - i { acc += x[i, o * 4 + j] }
+        }
+        y[i] = acc
+      }
+    }"""
+    want = [np.add.accumulate(np.append(np.float32(0), r[: 70 - n]))[-1] for n, r in enumerate(x)]
+    np.testing.assert_array_equal(one(text, x=x), np.array(want, np.float32))
+    assert one(text, x=floats(1, 0)).tolist() == [0]

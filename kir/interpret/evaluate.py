@@ -131,11 +131,13 @@ class Evaluator:
         for define, extents in _recurrences(s):
             if define.name not in self.outputs:
                 self.allocate(define, extents)
-        if self.plan.side_by_side(s):
-            self.nest([s.axis], self.cost_of_block(s), lambda: self.guarded(s.where, s.body))
-            return
         extent = self.extent(s.axis.extent)
         count, varies = _greatest(extent)
+        count = self.reach(s, extent, count)
+        if self.plan.side_by_side(s):
+            cost = self.cost_of_block(s)
+            self.nest([s.axis], cost, lambda: self.guarded(s.where, s.body), count)
+            return
         for n in range(count):
             before = self.masks[-1]
             self.env[s.axis.name] = n
@@ -144,6 +146,21 @@ class Evaluator:
                 self.guarded(s.where, s.body)
             self.masks[-1] = before
         self.env.pop(s.axis.name, None)
+
+    def reach(self, s: Loop, extent: int | Array, count: int) -> int:
+        """How many iterations there are up to the last that `where` lets through on some lane."""
+        if not s.where or count < 2 or count * math.prod(self.frame) > BUDGET:
+            return count
+        with self.lane(s.axis.name, 0, count, extent) as alive:
+            if not alive or not all(self.restrict(self.eval(c)) for c in s.where):
+                return 0
+            mask = self.masks[-1]
+            if mask is None or mask[0].ndim < len(self.frame):
+                return count
+            doubt = self.domain.doubt(mask)
+            open_ = mask[0] if doubt is None else mask[0] | doubt
+            some = np.flatnonzero(open_.any(axis=tuple(range(1, open_.ndim))))
+            return int(some[-1]) + 1 if some.size else 0
 
     def define(self, s: Define) -> None:
         if s.name not in self.outputs and len(s.axes) == len(s.dims):
@@ -253,8 +270,12 @@ class Evaluator:
 
     # --- loops and conditions ----------------------------------------------------------------
 
-    def nest(self, axes: Sequence[Axis], cost: int, body: Callable[[], None]) -> None:
+    def nest(
+        self, axes: Sequence[Axis], cost: int, body: Callable[[], None], most: int | None = None
+    ) -> None:
         """Run `body` with the axes as array axes, in chunks; `cost` elements in it per lane.
+
+        `most` cuts the extent of a single axis short.
 
         The last axis is pushed first, so that arrays of a definition are laid out as it is;
         axes whose extent depends on another are pushed in their own order.
@@ -266,7 +287,7 @@ class Evaluator:
             self.nest(axes[:1], rest, lambda: self.nest(axes[1:], cost, body))
             return
         extents = [self.extent(a.extent) for a in axes]
-        counts = [_greatest(e)[0] for e in extents]
+        counts = [_greatest(e)[0] if most is None else most for e in extents]
         room = max(1, BUDGET // (math.prod(self.frame) * max(cost, 1)))
         chunks: list[int] = []
         for k, count in enumerate(counts):
@@ -297,11 +318,13 @@ class Evaluator:
         if not isinstance(extent, int):
             values = lanes(self.frame, len(self.frame) - 1, low) if size > 1 else np.asarray(low)
             alive = self.restrict(self.domain.lift(np.asarray(values < extent), bool_))
-        yield alive
-        if size > 1:
-            self.frame.pop()
-        del self.env[name]
-        self.masks[-1] = before
+        try:
+            yield alive
+        finally:
+            if size > 1:
+                self.frame.pop()
+            del self.env[name]
+            self.masks[-1] = before
 
     def restrict(self, condition: Value) -> bool:
         """Mask by one more condition; whether a lane is left that may be active."""
