@@ -1,5 +1,5 @@
-"""After every step of every default schedule: the IR prints, parses back equal, and is valid; at the
-end it checks. For every example and target, on symbolic dims and on constants."""
+"""After every step of every default schedule the IR prints, parses back equal, and is valid; the
+last one checks. For every example and target, on symbolic dims and on constants."""
 
 from __future__ import annotations
 
