@@ -37,7 +37,7 @@ MAX_REPLY = 1 << 20
 START_SECONDS = 300.0
 """How long a server may take to import everything, on a loaded machine."""
 _TAIL = 2000
-_KEPT = ("PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS")
+_KEPT = ("PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
 
 
 @dataclass(frozen=True)
@@ -241,14 +241,19 @@ def _environment(folder: Path) -> dict[str, str]:
     """Nothing secret, nothing of the user's configuration; jobs share their compiled objects."""
     root = Path(kir.errors.__file__).resolve().parent.parent
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    return kept | {
-        "PYTHONPATH": str(root),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OPENBLAS_NUM_THREADS": "1",  # the server must have one thread when it forks
-        "HOME": str(folder),
-        "TMPDIR": str(folder),
-        "XDG_CACHE_HOME": str(folder / "cache"),
-    }
+    steady = {"OMP_WAIT_POLICY": "passive"}  # threads that spin are slow beside other programs
+    return (
+        steady
+        | kept
+        | {
+            "PYTHONPATH": str(root),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OPENBLAS_NUM_THREADS": "1",  # the server must have one thread when it forks
+            "HOME": str(folder),
+            "TMPDIR": str(folder),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+        }
+    )
 
 
 def _kill_group(pid: int) -> None:

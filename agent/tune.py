@@ -15,6 +15,7 @@ from pathlib import Path
 
 import kir
 from kir.agent.evaluate import STATUSES, ChildEvaluator, Limits, Problem, Verdict
+from kir.agent.graph import Variant
 from kir.agent.graph.policy import make_policy
 from kir.agent.proposer import Derivation, make_proposer
 from kir.agent.search import Budget, Clock, Event, Search, derivation_text, hash_ir
@@ -117,6 +118,7 @@ def tune(
                 policy=make_policy(policy),
                 proposer=make_proposer(proposer),
                 seed=seed,
+                baseline_hash=hash_ir(schedule(spec, baseline)),
                 provenance=provenance(),
                 clock=clock,
                 on_event=on_event,
@@ -181,10 +183,17 @@ def _best(search: Search, evaluator: ChildEvaluator, elapsed: float) -> Result:
     finalists = list(dict.fromkeys([*ranked[:FINALISTS], *good[:1]]))
     texts = {v: derivation_text(search.spec.name, v.steps) for v in finalists}
     fresh = search.seed + 1
-    again = {v: evaluator.evaluate(texts[v], fresh).fitness for v in finalists}
+
+    def retimed(variant: Variant) -> Verdict:
+        verdict = evaluator.evaluate(texts[variant], fresh)
+        if verdict.status != "ok" or variant.ir_hash != search.baseline_hash:
+            return verdict
+        return replace(verdict, fitness=1.0, baseline_seconds=verdict.seconds)
+
+    again = {v: retimed(v).fitness for v in finalists}
     best = max(finalists, key=lambda v: (again[v], -v.id))
     for variant in dict.fromkeys([best, *good[:1]]):
-        verdict = evaluator.evaluate(texts[variant], fresh)
+        verdict = retimed(variant)
         if verdict.seconds is None or verdict.baseline_seconds is None:
             continue
         if verdict.fitness < 1 and variant is not good[0] and again[good[0]] > verdict.fitness:

@@ -107,6 +107,7 @@ def test_the_default_schedule_is_a_start_too(url: str) -> None:
     first = Store(url).nodes(found.run)[0]
     assert first.derivation == Store(url).run(found.run).baseline
     assert first.status == "ok"
+    assert first.fitness == 1.0
 
 
 def test_resume_wants_the_same_search(url: str) -> None:
