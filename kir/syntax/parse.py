@@ -161,6 +161,9 @@ def _syntax_error(error: UnexpectedInput, source: Source) -> ParseError:
         shown = f"`{char}`" if char.isprintable() else f"the character U+{ord(char):04X}"
         message, width, allowed = f"{shown} was not expected here", 1, error.allowed or set()
     span = Span(line, column, line, column + width)
+    if message.startswith("`:`") and "COMMA" in allowed:
+        hint = "a reduction inside an expression stands in brackets: `a + (sum(j: N) x[j])`"
+        return ParseError(message, span=span, source=source, hint=hint)
     hint = _unclosed(source.text) if message.endswith("too early") else _expected(set(allowed))
     return ParseError(message, span=span, source=source, hint=hint)
 
