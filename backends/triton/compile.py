@@ -166,8 +166,8 @@ def _stages(
 
 def assemble(text: str, parts: Mapping[str, Any], target: str, arch: str) -> bytes:
     """The binary of a joined module, by the last stage of Triton's own pipeline."""
-    from triton.backends.compiler import Language
     from triton._C.libtriton import llvm
+    from triton.backends.compiler import Language
     from triton.compiler.compiler import make_backend
 
     llvm.init_targets()  # not done yet where the functions came from Triton's cache

@@ -199,7 +199,7 @@ class Expressions:
                 key = (e, tuple(self.ranking()))
                 if key not in self.cache:
                     made = self.op(e)
-                    self.cache[key] = made if "(" not in made.text[1:] else self.hoist(made, "t")
+                    self.cache[key] = made if made.text[0] == "(" else self.hoist(made, "t")
                 return self.cache[key]
             case Op():
                 return self.named(self.op(e))
@@ -461,8 +461,7 @@ def _float_literal(value: float, dtype: DType) -> str:
         return 'float("nan")'
     if math.isinf(rounded):
         return f'float("{"-" if rounded < 0 else ""}inf")'
-    exact = dtype.bits == 32 and float(np.float32(value)) == rounded
-    return repr(float(value)) if exact else repr(rounded)
+    return str(np.float32(rounded)) if dtype.bits <= 32 else repr(rounded)
 
 
 def _literal_fill(r: Read) -> str | None:
