@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from kir.backend import Artifact, Backend, Executable, Manifest
-from kir.backends.triton.compile import ARCHS, STAGES, compile_all
+from kir.backends.triton.compile import ARCHS, SHARED_BYTES, STAGES, compile_all
 from kir.backends.triton.host import generate
 from kir.backends.triton.runtime import GpuExecutable, InterpretedExecutable
 from kir.dtypes import DTYPES
 from kir.errors import UnsupportedError, UsageError
 from kir.ir import Kernel, Step
-
-SHARED_BYTES = {
-    "sm_80": 166912,
-    "sm_90": 232448,
-    "sm_100": 232448,
-    "gfx942": 65536,
-    "gfx950": 163840,
-    "gfx1100": 65536,
-}
-"""What one program may use of a chip's on-chip memory."""
 
 
 class TritonBackend(Backend):
@@ -74,7 +64,8 @@ class TritonBackend(Backend):
                     kernel=kernel,
                     hint="use smaller tiles, or fewer num_stages",
                 )
-        return Artifact(kernel, target, arch, compiled.stages, generated.plan, compiled.report)
+        launch = {**generated.plan, "functions": compiled.functions}
+        return Artifact(kernel, target, arch, compiled.stages, launch, compiled.report)
 
     def load(self, artifact: Artifact, interpret: bool = False) -> Executable:
         """On this machine's GPU, or with `interpret` under Triton's interpreter on the CPU.

@@ -28,15 +28,25 @@ ARCHS = {
     "nvidia": ("sm_90", "sm_80", "sm_100"),
     "amd": ("gfx942", "gfx950", "gfx1100"),
 }
+SHARED_BYTES = {
+    "sm_80": 166912,
+    "sm_90": 232448,
+    "sm_100": 232448,
+    "gfx942": 65536,
+    "gfx950": 163840,
+    "gfx1100": 65536,
+}
+"""What one program may use of a chip's on-chip memory."""
 ASSEMBLY = {"nvidia": "ptx", "amd": "amdgcn"}
 BINARY = {"nvidia": "cubin", "amd": "hsaco"}
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """All stages, and what the compilers reported for each function."""
+    """All stages, the functions' launch data as compiled, and what the compilers reported."""
 
     stages: Mapping[str, str | bytes]
+    functions: Mapping[str, Mapping[str, Any]]
     report: Mapping[str, Any]
 
 
@@ -103,23 +113,39 @@ def compile_all(generated: Generated, target: str, arch: str) -> Compiled:
 
     known = (TritonError, RuntimeError, ValueError, TypeError, AssertionError, OSError)
     parts: dict[str, Any] = {}
+    functions: dict[str, Mapping[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="kir-triton-") as folder, _no_line_info(triton):
         module = load_module(generated.source, Path(folder))
         for name, launch in generated.plan["functions"].items():
             try:
-                parts[name] = triton.compile(
-                    ast_source(module, name, launch),
-                    target=gpu_target(target, arch),
-                    options=options(launch),
-                )
+                parts[name], functions[name] = _compile_one(module, name, launch, target, arch)
             except known as error:
                 raise CompileError(
                     f"Triton could not compile `{name}` for {arch}: {_first(error)}",
                     hint="`--emit source` shows what it was given",
                 ) from error
     stages = _stages(generated, parts, target, arch)
-    report = {name: _report(stages, part, name, target) for name, part in parts.items()}
-    return Compiled(stages, {"triton": triton.__version__, "functions": report})
+    report = {name: _report(part, target) for name, part in parts.items()}
+    for name, launch in functions.items():
+        report[name]["num_stages"] = launch["num_stages"]
+    return Compiled(stages, functions, {"triton": triton.__version__, "functions": report})
+
+
+def _compile_one(
+    module: ModuleType, name: str, launch: Mapping[str, Any], target: str, arch: str
+) -> tuple[Any, Mapping[str, Any]]:
+    """One function. `num_stages` is a hint: where the chip's shared memory is too small for so
+    many, fewer are taken, as the report says."""
+    import triton
+
+    for stages in range(launch["num_stages"], 0, -1):
+        taken = {**launch, "num_stages": stages}
+        part = triton.compile(
+            ast_source(module, name, taken), target=gpu_target(target, arch), options=options(taken)
+        )
+        if part.metadata.shared <= SHARED_BYTES[arch]:
+            break
+    return part, taken
 
 
 def _first(error: BaseException) -> str:
@@ -228,7 +254,7 @@ def join_amdgcn(pieces: Mapping[str, str]) -> str:
     return "\n".join(heads) + merged + "\t.end_amdgpu_metadata\n"
 
 
-def _report(stages: Mapping[str, str | bytes], part: Any, name: str, target: str) -> dict[str, Any]:
+def _report(part: Any, target: str) -> dict[str, Any]:
     """Registers, spills and shared memory of one function, where the tools tell."""
     found: dict[str, Any] = {
         "shared_bytes": part.metadata.shared,
