@@ -82,6 +82,14 @@ class Backend(ABC):
     def lower(self, kernel: Kernel, target: str, arch: str, stage: str | None = None) -> Artifact:
         """Compile scheduled IR; up to `stage` where given, else all stages."""
 
+    def debug(self) -> Backend:
+        """The same road with run-time checks of indices that are read from tensors: executables
+        raise EvaluationError. UsageError where the road has no such builds."""
+        raise UsageError(
+            f"the road `{self.manifest.name}` has no debug builds",
+            hint="use `--target cpu`, or `kir.interpret`",
+        )
+
     @abstractmethod
     def load(self, artifact: Artifact) -> Executable:
         """Make it runnable in this process; MissingHardwareError where it cannot be."""

@@ -22,15 +22,18 @@ LOOPS = (Step("loops"),)
 
 @dataclass(frozen=True)
 class Target:
-    """Where a kernel is to run: a target, the road to it, and the chip."""
+    """Where a kernel is to run: a target, the road to it, the chip; and whether indices that are
+    read from tensors are checked while it runs."""
 
     name: str
     via: str | None = None
     arch: str | None = None
+    debug: bool = False
 
     @property
     def backend(self) -> Backend:
-        return get_backend(self.name, self.via)
+        found = get_backend(self.name, self.via)
+        return found.debug() if self.debug else found
 
     @property
     def chip(self) -> str:

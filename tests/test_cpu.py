@@ -18,13 +18,16 @@ from kir.backends.cpu.archs import host_features
 from kir.backends.llvm.compile import compile_text
 from kir.errors import (
     ConstraintError,
+    EvaluationError,
     InputDataError,
     MissingHardwareError,
     UnsupportedError,
     UsageError,
 )
 from kir.interpret import run as interpret
-from kir.ir import Kernel
+from kir.ir import Kernel, walk
+from kir.pipeline import Target, schedule
+from kir.plan.cpu import plan
 from kir.syntax import parse_kernel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -360,6 +363,93 @@ def test_names_that_are_keywords_elsewhere() -> None:
       buffer entry: f32 in reg = 1.0
       for i32_: store { load[i32_] = lambda[i32_] + entry + f32(ret[i32_]) }
     }""", {"lambda": floats(4), "ret": np.arange(4, dtype=np.int32)})  # fmt: skip
+
+
+CHECKED = {
+    "gather": """kernel k[T, V, D](table: f32[V, D], ids: i64[T]) -> (y: f32[T, D]) {
+      grid t: T { for d: D { y[t, d] = table[ids[t], d] } }
+    }""",
+    "gather of lanes": """kernel k[T, V, D](table: f32[V, D], ids: i64[T]) -> (y: f32[T, D]) {
+      for d: D { grid o: cdiv(T, 8) {
+        tile l: 8 where o*8 + l < T { y[o*8 + l, d] = table[ids[o*8 + l], d] }
+      } }
+    }""",
+    "row of lanes": """kernel k[T, V, D](table: f32[V, D], ids: i64[T]) -> (y: f32[T, D]) {
+      grid t: T, o: cdiv(D, 8) {
+        tile l: 8 where o*8 + l < D { y[t, o*8 + l] = table[ids[t], o*8 + l] }
+      }
+    }""",
+    "scatter update": """kernel k[T, V, D](table: f32[V, D], ids: i64[T]) -> (y: f32[V]) {
+      for v: V { y[v] = 0.0 }
+      grid t: T { y[ids[t]] += 1.0 }
+    }""",
+    "scatter update of lanes": """kernel k[T, V, D](table: f32[V, D], ids: i64[T]) -> (y: f32[V]) {
+      for v: V { y[v] = 0.0 }
+      grid o: cdiv(T, 8) { tile l: 8 where o*8 + l < T { y[ids[o*8 + l]] += 1.0 } }
+    }""",
+    "scatter": """kernel k[T, V, D](table: f32[V, D], ids: i64[T]) -> (y: f32[V]) {
+      for v: V { y[v] = 0.0 }
+      for o: cdiv(T, 8) { for l: 8 where o*8 + l < T { y[ids[o*8 + l]] = 2.0 } }
+    }""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", CHECKED.values(), ids=CHECKED)
+@pytest.mark.parametrize("bad", [-1, 5, 1 << 62, -(1 << 62)])
+def test_debug_builds_refuse_bad_indices(text: str, bad: int) -> None:
+    kernel = parse_kernel(text)
+    debug = BACKEND.debug()
+    arrays = {"table": floats(5, 13), "ids": np.arange(21, dtype=np.int64) % 5}
+    artifact = debug.lower(kernel, "cpu", "native")
+    for threads in (1, 2):
+        run_checked = BACKEND.with_threads(artifact, threads)
+        got = run_checked(arrays)["y"]
+        np.testing.assert_array_equal(got, interpret(kernel, arrays)["y"])
+        for place in (0, 10, 20):
+            wrong = arrays["ids"].copy()
+            wrong[place] = bad
+            name = "table" if "table[" in text.split("{", 1)[1] else "y"
+            message = (
+                rf"of `{name}\[ids.* is {bad}, out of range: axis 0 of `{name}` has 5 elements"
+            )
+            with pytest.raises(EvaluationError, match=message) as caught:
+                run_checked({**arrays, "ids": wrong})
+            assert caught.value.node in list(walk(kernel))
+
+
+def test_debug_builds_check_planned_schedules_and_nested_indices() -> None:
+    spec = parse_kernel("""kernel k[N, V](x: f32[V], a: i64[N], b: i64[V]) -> (y: f32[N]) {
+      y[n: N] = x[b[a[n]]] + (x[a[n] + 1] else 0)
+    }""")
+    kernel = schedule(spec, plan(spec))
+    fast = BACKEND.debug().load(BACKEND.debug().lower(kernel, "cpu", "native"))
+    good = {"x": floats(4), "a": np.arange(50) % 4, "b": np.arange(4)}
+    want = interpret(spec, good)["y"]
+    np.testing.assert_array_equal(fast(good)["y"], want)
+    for name, tensor in (("a", "b"), ("b", "x")):
+        wrong = good[name].copy()
+        wrong[3] = 4
+        with pytest.raises(EvaluationError, match=f"is 4, out of range: axis 0 of `{tensor}`"):
+            fast({**good, name: wrong})
+
+
+def test_debug_builds_make_no_library_and_are_the_cpus() -> None:
+    kernel = parse_kernel(CHECKED["gather"])
+    with pytest.raises(UsageError, match="debug build has no stage `so`"):
+        BACKEND.debug().lower(kernel, "cpu", "native", "so")
+    with pytest.raises(UsageError, match="has no debug builds"):
+        Target("accel", debug=True).backend.lower(kernel, "accel", "any")
+
+
+def test_kir_run_debug_reports_a_bad_index(tmp_path: Path) -> None:
+    np.save(tmp_path / "table.npy", floats(5, 3))
+    np.save(tmp_path / "ids.npy", np.array([0, 9, 1]))
+    command = [sys.executable, "-m", "kir", "run", "examples/embedding.kir", "--debug"]
+    command += [f"--input={name}={tmp_path / name}.npy" for name in ("table", "ids")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "index 0 of `table[ids[t], d" in done.stderr
+    assert "is 9, out of range: axis 0 of `table` has 5 elements" in done.stderr
 
 
 SCALE = """kernel scale[M, N](x: f32[M, N]) -> (y: f32[M, N]) where N % 2 == 0 {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from kir.backend import Artifact, Backend, Executable, Manifest
 from kir.backends.cpu import cache, library
 from kir.backends.cpu.archs import ARCHS, machine_of, require_host
@@ -9,6 +11,7 @@ from kir.backends.cpu.executable import CpuExecutable
 from kir.backends.cpu.native import has_openmp
 from kir.backends.llvm import Machine, emit
 from kir.backends.llvm.compile import compile_text, versions
+from kir.backends.llvm.memory import CELL
 from kir.dtypes import DTYPES
 from kir.errors import UsageError
 from kir.ir import Kernel, Step
@@ -20,8 +23,15 @@ FORMAT = 1
 """Of the emitter's output: raised with every change that cached code must not outlive."""
 
 
+@dataclass(frozen=True)
 class CpuBackend(Backend):
-    """The manifest and the road; see `archs` for the machines, `executable` for calls."""
+    """The manifest and the road; see `archs` for the machines, `executable` for calls.
+
+    With `checked`, code compares every index that is read from a tensor with its extent, and a
+    call raises EvaluationError for the first that is outside.
+    """
+
+    checked: bool = False
 
     manifest = Manifest(
         name="llvm",
@@ -41,9 +51,11 @@ class CpuBackend(Backend):
         and its header are made on request, since they need the system's C compiler."""
         if stage is not None and stage not in STAGES:
             raise UsageError(f"cpu has no stage `{stage}`", hint="it has: " + ", ".join(STAGES))
+        if self.checked and stage in ("header", "so"):
+            raise UsageError(f"a debug build has no stage `{stage}`", hint="leave out `--debug`")
         parallel = has_openmp()
         machine = machine_of(arch, parallel)
-        emitted = emit(kernel, machine)
+        emitted = emit(kernel, machine, self.checked)
         stages: dict[str, str | bytes] = {}
         for name, data in self._compiled(kernel, machine, emitted.text).items():
             stages[name] = data if name == "obj" else data.decode()
@@ -56,9 +68,14 @@ class CpuBackend(Backend):
         threads = "libgomp" if parallel else "none: libgomp.so.1 is missing, grids run in order"
         launch = {
             "symbol": emitted.symbol,
-            "arguments": [p.name for p in kernel.params] + [d.name for d in kernel.dims],
+            "arguments": [
+                *(p.name for p in kernel.params),
+                *([CELL] if self.checked else []),
+                *(d.name for d in kernel.dims),
+            ],
             "triple": machine.triple,
             "cpu": machine.cpu,
+            "checked": self.checked,
         }
         report = {
             "regions": emitted.regions,
@@ -68,7 +85,7 @@ class CpuBackend(Backend):
         return Artifact(kernel, target, arch, stages, launch, report)
 
     def _compiled(self, kernel: Kernel, machine: Machine, text: str) -> dict[str, bytes]:
-        """llvm, asm and obj, from the cache where they are there."""
+        """llvm, asm and obj, from the cache where they are there. (The text differs in checked builds.)"""
         parts = {
             "format": FORMAT,
             "kernel": format_kernel(kernel),
@@ -84,6 +101,9 @@ class CpuBackend(Backend):
         stages = {"llvm": made.llvm.encode(), "asm": made.asm.encode(), "obj": made.obj}
         cache.save(key, stages)
         return stages
+
+    def debug(self) -> Backend:
+        return replace(self, checked=True)
 
     def load(self, artifact: Artifact) -> Executable:
         """Link the object into this process; MissingHardwareError for a foreign arch."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from kir.backend import Arrays, Artifact, Executable
 from kir.backends.cpu.native import as_function, load_object
-from kir.errors import InputDataError
-from kir.ir import Param
+from kir.errors import EvaluationError, InputDataError
+from kir.ir import Param, Read, Store, walk
 from kir.specialise import infer_dims, output_shapes
+from kir.syntax import format_expr
 
 NDArray = np.ndarray[Any, Any]
 PLANS_KEPT = 64
@@ -38,7 +40,9 @@ class CpuExecutable(Executable):
         obj, kernel = self.artifact.stages["obj"], self.artifact.kernel
         assert isinstance(obj, bytes)
         self._loaded = load_object(obj, self.artifact.launch["symbol"])
-        self._function = as_function(self._loaded, len(kernel.params), len(kernel.dims))
+        self._checked_build = bool(self.artifact.launch["checked"])
+        pointers = len(kernel.params) + self._checked_build
+        self._function = as_function(self._loaded, pointers, len(kernel.dims))
         self._inputs = [(p.name, p.type.numpy) for p in kernel.inputs]
         self._outputs = [(p.name, p.type.numpy) for p in kernel.outputs]
 
@@ -49,7 +53,8 @@ class CpuExecutable(Executable):
         outputs: Arrays | None = None,
     ) -> dict[str, NDArray]:
         """Run. InputDataError for arrays of a wrong dtype, shape or layout, ConstraintError for
-        dims that contradict one another or break a constraint."""
+        dims that contradict one another or break a constraint; EvaluationError where the build is
+        checked and an index that is read from a tensor is out of range."""
         arrays = []
         for (name, dtype), p in zip(self._inputs, self.artifact.kernel.inputs, strict=True):
             a = inputs.get(name)
@@ -59,8 +64,29 @@ class CpuExecutable(Executable):
         plan = self._plan(tuple(a.shape for a in arrays), dims)
         results = self._results(plan, outputs, arrays)
         pointers = [a.ctypes.data for a in (*arrays, *results.values())]
-        self._function(*pointers, *plan.dims, self.threads)
+        if not self._checked_build:
+            self._function(*pointers, *plan.dims, self.threads)
+            return results
+        cell = np.zeros(4, np.int64)
+        self._function(*pointers, cell.ctypes.data, *plan.dims, self.threads)
+        if cell[0]:
+            raise self._out_of_range(*cell.tolist())
         return results
+
+    def _out_of_range(self, place: int, dim: int, index: int, extent: int) -> EvaluationError:
+        """The error that a checked build has recorded; see `kir.backends.llvm.emit`."""
+        kernel = self.artifact.kernel
+        node = next(islice(walk(kernel), place - 1, None))
+        assert isinstance(node, Read | Store)
+        name = node.tensor if isinstance(node, Read) else node.target
+        text = f"{name}[{', '.join(format_expr(i) for i in node.indices)}]"
+        return EvaluationError(
+            f"index {dim} of `{text}` is {index}, out of range: axis {dim} of `{name}` has "
+            f"{extent} elements" + (f", 0 to {extent - 1}" if extent else ""),
+            hint="`where`, `if` or a read with `else` can leave such places out",
+            kernel=kernel,
+            node=node,
+        )
 
     def _plan(
         self, shapes: tuple[tuple[int, ...], ...], dims: Mapping[str, int] | None

@@ -4,6 +4,11 @@
 `i32 kir_<kernel>(pointers of inputs and outputs, i64 dims, i32 threads)` returns 0. A `grid` nest
 is flattened into one range of iterations, which `Machine.grid` says how to spread. Of a nest of
 `tile` loops one axis becomes the lanes of vectors and the others are unrolled. All else is loops.
+
+A checked build takes one more pointer after the outputs, to an error cell of four i64, zeros before
+the call. Each index that is read from memory is compared with its extent; where it is outside, the
+access is left out, and the first of all threads to meet such a place records it: 1 + the position
+of the access in `walk(kernel)`, the dim, the index, the extent.
 """
 
 from __future__ import annotations
@@ -23,9 +28,10 @@ from kir.backends.llvm.affine import (
 )
 from kir.backends.llvm.builder import Builder, Module, V, integer
 from kir.backends.llvm.machine import Machine
-from kir.backends.llvm.memory import Accesses, Lane, Scope, Tensor
+from kir.backends.llvm.memory import CELL, Accesses, Lane, Scope, Tensor
 from kir.backends.llvm.region import Region
 from kir.backends.llvm.scalars import memory
+from kir.dtypes import i64
 from kir.errors import UnsupportedError
 from kir.ir import (
     Buffer,
@@ -63,7 +69,7 @@ class Emitted:
     regions: int
 
 
-def emit(kernel: Kernel, machine: Machine) -> Emitted:
+def emit(kernel: Kernel, machine: Machine, checked: bool = False) -> Emitted:
     """LLVM IR of a scheduled kernel; UnsupportedError where a construct has no lowering."""
     for node in walk(kernel):
         if isinstance(node, Define | Reduce):
@@ -74,7 +80,7 @@ def emit(kernel: Kernel, machine: Machine) -> Emitted:
                 node=node,
             )
     try:
-        return KernelEmitter(kernel, machine).run()
+        return KernelEmitter(kernel, machine, checked).run()
     except UnsupportedError as error:
         raise error.at(kernel=kernel) from None
 
@@ -86,8 +92,9 @@ def symbol_of(kernel: Kernel) -> str:
 class KernelEmitter:
     """One module: the entry function and, made on the way, the parallel regions."""
 
-    def __init__(self, kernel: Kernel, machine: Machine) -> None:
+    def __init__(self, kernel: Kernel, machine: Machine, checked: bool = False) -> None:
         self.kernel, self.machine = kernel, machine
+        self.places = {id(n): k for k, n in enumerate(walk(kernel))} if checked else None
         self.module = Module(machine.triple)
         self.symbol = symbol_of(kernel)
         self.regions = 0
@@ -101,6 +108,10 @@ class KernelEmitter:
             output = p in self.kernel.outputs
             scope.tensors[p.name] = Tensor(pointer, p.type, p.shape, output=output)
             arguments.append(f"ptr noalias{'' if output else ' readonly'} {pointer.ref}")
+        if self.places is not None:
+            cell = V(f"%p.{CELL}", "ptr")
+            scope.tensors[CELL] = Tensor(cell, i64, (const(4),))
+            arguments.append(f"ptr noalias {cell.ref}")
         for d in self.kernel.dims:
             known = d.default is not None
             scope.values[d.name] = integer(d.default or 0) if known else V(f"%d.{d.name}", "i64")
@@ -118,7 +129,7 @@ class Code:
 
     def __init__(self, owner: KernelEmitter, b: Builder, scope: Scope, top: bool) -> None:
         self.owner, self.machine, self.b, self.scope, self.top = owner, owner.machine, b, scope, top
-        self.access = Accesses(b, owner.machine, scope)
+        self.access = Accesses(b, owner.machine, scope, owner.places)
         self.fixed = set(scope.values)
         """Names whose values are known at the function's entry."""
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kir.backends.llvm.affine import coefficient, mentions, multiple_of, names
+from kir.backends.llvm.affine import coefficient, mentions, multiple_of, names, reads_memory
 from kir.backends.llvm.builder import Builder, V, integer
 from kir.backends.llvm.machine import Machine
 from kir.backends.llvm.scalars import Scalars, memory
 from kir.dtypes import DType
 from kir.errors import UnsupportedError
-from kir.ir import Bitcast, Cast, Const, Expr, Op, Read, Store, Var, walk
+from kir.ir import Bitcast, Cast, Const, Expr, Op, Read, Store, Var, const, walk
 from kir.ops import identity
 
 
@@ -69,12 +70,18 @@ AHEAD_BYTES = 1 << 17
 """Prefetching goes no further than this, so that it stays in the cache until it is used."""
 LINE = 64
 
+CELL = "kir.cell"
+"""The name of a checked build's error cell among the tensors: no KIR name has a dot."""
+
 
 class Accesses:
-    """Expressions and element accesses on the current builder and scope."""
+    """Expressions and element accesses on the current builder and scope. `places` numbers the
+    kernel's nodes (by `id`) where the build is checked."""
 
-    def __init__(self, b: Builder, machine: Machine, scope: Scope) -> None:
-        self.b, self.machine, self.scope = b, machine, scope
+    def __init__(
+        self, b: Builder, machine: Machine, scope: Scope, places: Mapping[int, int] | None = None
+    ) -> None:
+        self.b, self.machine, self.scope, self.places = b, machine, scope, places
         self.scalars = Scalars(b, machine)
         self._first_lane = False
 
@@ -169,6 +176,8 @@ class Accesses:
         t = self.scope.tensors[e.tensor]
         if e.fill is not None:
             return self._padded_read(t, e, e.fill)
+        if self._is_checked(e):
+            return self._padded_read(t, e, Cast(const(0), t.type))
         place = self.address(t, e.indices)
         if self.scope.ahead and t.outer and place.kind == "row":
             self._prefetch(t, e, place.pointer)
@@ -211,10 +220,7 @@ class Accesses:
     def _padded_read(self, t: Tensor, e: Read, fill: Expr) -> V:
         """Inside the bounds the element, else the fill; memory outside is never touched."""
         b = self.b
-        inside = [
-            b.icmp("ult", self.value(i), self.uniform(n))
-            for i, n in zip(e.indices, t.shape, strict=True)
-        ]
+        inside = self._inside(t, e, report=e.fill is None)
         uniform = b.logical_and([c for c in inside if not c.lanes])
         lanewise = b.logical_and([c for c in inside if c.lanes])
         other = self.value(fill)
@@ -246,11 +252,68 @@ class Accesses:
         private = self.scope.tensors[e.tensor].lanes > 0
         return private or any(self.lane_coefficient(i) != 0 for i in e.indices)
 
+    def _inside(self, t: Tensor, e: Read | Store, report: bool) -> list[V]:
+        """For each index, whether it is in bounds; those that are read from memory and are not
+        go to the error cell where `report` is set."""
+        tests = []
+        for dim, (i, n) in enumerate(zip(e.indices, t.shape, strict=True)):
+            index, extent = self.value(i), self.uniform(n)
+            tests.append(self.b.icmp("ult", index, extent))
+            if report and reads_memory(i):
+                self._report(e, dim, index, extent, tests[-1])
+        return tests
+
+    # --- checked builds
+
+    def _is_checked(self, e: Read | Store) -> bool:
+        return self.places is not None and any(reads_memory(i) for i in e.indices)
+
+    def _report(self, e: Read | Store, dim: int, index: V, extent: V, good: V) -> None:
+        """Record the index, of the first active lane, that is out of bounds."""
+        b, mask = self.b, None if self._first_lane else self.scope.mask
+        assert self.places is not None
+        if "kir.report" not in b.module.made:
+            b.module.made.add("kir.report")
+            b.module.functions.append(REPORT)
+        bad = b.op("xor", good, b.splat(integer(1, "i1"), good.lanes))
+        if bad.lanes and mask is not None:
+            bad = b.op("and", bad, mask)
+        with b.when(b.any(bad) if bad.lanes else bad):
+            if bad.lanes:
+                word = f"i{bad.lanes}"
+                bits = b.emit(f"bitcast {bad} to {word}", word)
+                first = b.call(f"llvm.cttz.{word}", word, 0, bits, integer(1, "i1"))
+                vector = b.splat(index, bad.lanes)
+                index = b.emit(f"extractelement {vector}, {first}", "i64")
+            known = [integer(self.places[id(e)] + 1), integer(dim)]
+            cell = self.scope.tensors[CELL].pointer
+            b.call("kir.report", "void", 0, cell, *known, index, extent)
+
+    @contextmanager
+    def _only_inside(self, t: Tensor, s: Store) -> Iterator[None]:
+        """Code under the condition that the store's indices are in bounds."""
+        b, outer = self.b, self.scope.mask
+        inside = self._inside(t, s, report=True)
+        lanewise = b.logical_and([c for c in inside if c.lanes])
+        with b.when(b.logical_and([c for c in inside if not c.lanes])):
+            mask = b.logical_and([m for m in (outer, lanewise) if m is not None])
+            with b.when(b.any(mask) if lanewise is not None and mask is not None else None):
+                self.scope.mask = mask
+                yield
+                self.scope.mask = outer
+
     # --- stores
 
     def store(self, s: Store) -> None:
         t = self.scope.tensors[s.target]
         value = self.value(s.value)
+        if self._is_checked(s):
+            with self._only_inside(t, s):
+                self._store(t, s, value)
+        else:
+            self._store(t, s, value)
+
+    def _store(self, t: Tensor, s: Store, value: V) -> None:
         shared = s.op is not None and t.outer and not self._exclusive(s)
         if s.op is not None and shared:
             self._serial_update(t, s, value, atomic=True)
@@ -416,6 +479,25 @@ class Accesses:
             return False
         private = any(self.scope.tensors[r.tensor].lanes for r in _reads(e))
         return private or mentions(e, lane.name)
+
+
+REPORT = """define internal void @kir.report(
+    ptr %cell, i64 %place, i64 %dim, i64 %index, i64 %extent) cold noinline nounwind {
+  %pair = cmpxchg ptr %cell, i64 0, i64 %place monotonic monotonic
+  %first = extractvalue { i64, i1 } %pair, 1
+  br i1 %first, label %record, label %done
+record:
+  %cell1 = getelementptr i64, ptr %cell, i64 1
+  %cell2 = getelementptr i64, ptr %cell, i64 2
+  %cell3 = getelementptr i64, ptr %cell, i64 3
+  store i64 %dim, ptr %cell1
+  store i64 %index, ptr %cell2
+  store i64 %extent, ptr %cell3
+  br label %done
+done:
+  ret void
+}
+"""
 
 
 def _reads(e: Expr) -> list[Read]:

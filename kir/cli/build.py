@@ -149,6 +149,7 @@ def run(
     save: Annotated[Path | None, typer.Option("--save", help="folder for outputs, as .npy")] = None,
     seed: Annotated[int, typer.Option(help="of the random inputs")] = 0,
     repeat: Annotated[int, typer.Option(min=1, max=10000, help="timed runs")] = 5,
+    debug: Annotated[bool, typer.Option("--debug", help="check indices read from tensors")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a kernel on a target; print the median time, GB/s and GFLOP/s."""
@@ -167,7 +168,8 @@ def run(
     with locating(source, schedule):
         bound = infer_dims(item, {n: a.shape for n, a in given.items()}, dims)
         arrays = {**random_inputs(item, bound, seed, module), **given}
-        executable = compile_item(item, Target(target, via, arch), bound, schedule, module)
+        goal = Target(target, via, arch, debug)
+        executable = compile_item(item, goal, bound, schedule, module)
         outputs = executable(arrays, bound)
     times = []
     for _ in range(repeat):
