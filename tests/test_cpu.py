@@ -15,6 +15,7 @@ import pytest
 
 from kir.backends.cpu import BACKEND
 from kir.backends.cpu.archs import host_features
+from kir.backends.cpu.native import SPINS
 from kir.backends.llvm.compile import compile_text
 from kir.errors import (
     ConstraintError,
@@ -585,6 +586,27 @@ assert (y == 3).all()"""
     assert [r.wait(timeout=120) for r in runs] == [0, 0, 0]
     left = [p.name for p in tmp_path.rglob("*") if p.is_file()]
     assert len(left) == 1 and not left[0].startswith(".new-")
+
+
+@pytest.mark.parametrize(
+    ("setting", "spins"),
+    [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+    ids=["none", "spins", "policy"],
+)
+def test_openmp_threads_wait_briefly_unless_the_user_says_how(
+    setting: dict[str, str], spins: str
+) -> None:
+    kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = (
+        "import os; before = dict(os.environ)\n"
+        "from kir.backends.cpu.native import has_openmp\n"
+        "assert has_openmp() and dict(os.environ) == before"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+        env={**kept, **setting, "OMP_DISPLAY_ENV": "verbose"},
+    )  # fmt: skip
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
 
 
 def test_a_register_block_stays_in_registers() -> None:

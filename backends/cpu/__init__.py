@@ -85,7 +85,9 @@ class CpuBackend(Backend):
         return Artifact(kernel, target, arch, stages, launch, report)
 
     def _compiled(self, kernel: Kernel, machine: Machine, text: str) -> dict[str, bytes]:
-        """llvm, asm and obj, from the cache where they are there. (The text differs in checked builds.)"""
+        """llvm, asm and obj, from the cache where they are there.
+
+        A checked build needs no word in the key: its text differs."""
         parts = {
             "format": FORMAT,
             "kernel": format_kernel(kernel),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,13 +18,28 @@ from kir.errors import CompileError
 _lock = threading.Lock()
 
 
+SPINS = "300"
+"""Turns of libgomp's waiting loop before a thread sleeps: some 20 microseconds, which bridges the
+gap between calls in a row. Its default is milliseconds, which suits a machine with nothing else to
+do: on a busy one a thread that waits keeps the core from the thread that it waits for."""
+
+
 @lru_cache(maxsize=1)
 def has_openmp() -> bool:
     """Whether libgomp is here; loads it for generated code to find."""
+    # libgomp reads its settings once, when it is loaded. Where it is already (PyTorch brings one
+    # of the same name, which then serves both) it keeps what it has. The setting is taken back, so
+    # that child processes do not inherit it.
+    chosen = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
+    if not chosen:
+        os.environ["GOMP_SPINCOUNT"] = SPINS
     try:
         llvm.load_library_permanently("libgomp.so.1")
     except RuntimeError:
         return False
+    finally:
+        if not chosen:
+            del os.environ["GOMP_SPINCOUNT"]
     return True
 
 
