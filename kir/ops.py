@@ -297,7 +297,7 @@ def compute(name: str, args: Sequence[Array], dtype: DType) -> Array:
     wide = [_widen(np.asarray(a), name) for a in args]
     with np.errstate(all="ignore"):
         result = OPS[name].numpy(*wide)
-    return np.asarray(result).astype(dtype.numpy, copy=False)
+        return np.asarray(result).astype(dtype.numpy, copy=False)
 
 
 _EXACT_IN_F32 = {"add", "sub", "mul", "div", "neg", "abs", "sign", "max", "min", "sqrt", "select",

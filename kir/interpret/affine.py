@@ -11,7 +11,7 @@ it would have seen in order. That holds for each tensor the body writes if
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kir.ir import (
@@ -238,3 +238,23 @@ def _recoverable(indices: tuple[Expr, ...]) -> Iterator[tuple[object, Affine]]:
         form = affine(e)
         if form is not None:
             yield key, form
+
+
+def recurrences(loop: Loop) -> Iterator[tuple[Define, dict[str, Expr]]]:
+    """Definitions inside `loop` that have a slice for each of its iterations and for none of a
+    loop further out, with the extents of the loops their dims name."""
+
+    def go(
+        body: Sequence[Stmt], extents: dict[str, Expr]
+    ) -> Iterator[tuple[Define, dict[str, Expr]]]:
+        for s in body:
+            if isinstance(s, Define):
+                names = {d.name for d in s.dims if isinstance(d, Var)}
+                if loop.axis.name in names and names <= extents.keys():
+                    yield s, extents
+            elif isinstance(s, Loop):
+                yield from go(s.body, {**extents, s.axis.name: s.axis.extent})
+            elif isinstance(s, If):
+                yield from go(s.body, extents)
+
+    yield from go(loop.body, {loop.axis.name: loop.axis.extent})

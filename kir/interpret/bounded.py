@@ -15,11 +15,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from kir.dtypes import DType, f8e4m3, f32, f64
+from kir.interpret.contract import contract, significand, widens
 from kir.interpret.domain import (
     UFUNCS,
     Array,
@@ -95,6 +96,7 @@ class WithBounds(Domain):
     """Two planes: (value, bound). With `contraction`, a product may stay unrounded on its way into
     a sum, as in `fma` and in matrix units: then nothing is said where it overflows."""
 
+    contracts: ClassVar[bool] = True
     contraction: bool = False
 
     def lift(self, array: Array, dtype: DType) -> Value:
@@ -146,6 +148,18 @@ class WithBounds(Domain):
         bounds = np.concatenate([np.broadcast_to(start[1], (1, *shape)), _spread(te, n, shape)])
         with np.errstate(all="ignore"):
             return _combine(op, every, bounds, n, dtype)
+
+    def contract(
+        self,
+        a: Value,
+        b: Value,
+        lead: tuple[int, ...],
+        count: int,
+        made: DType,
+        dtype: DType,
+    ) -> Value | None:
+        with np.errstate(all="ignore"):
+            return _contract(a, b, lead, count, made, dtype)
 
     def argument(self, name: str, value: Value, active: Value, dtype: DType) -> Value:
         (v, e), (on, maybe) = value, active
@@ -320,9 +334,7 @@ def _cast(value: Value, source: DType, dtype: DType) -> Value:
         return _to_integer(v, e, dtype)
     if dtype.is_float:
         wide = v.astype(np.float64)
-        if source.is_float and source.mantissa <= dtype.mantissa and (source.bits < dtype.bits):
-            return wide, e
-        if source == dtype:
+        if widens(source, dtype) or source == dtype:
             return wide, e
         own = dtype.unit_roundoff * np.abs(wide)
         wild = np.isinf(e) if e.any() else np.zeros((), np.bool_)
@@ -411,6 +423,49 @@ def finish_product(
     finite = np.isfinite(total)
     bound = np.where(finite, np.where(np.isnan(bound), np.inf, np.maximum(bound, 0.0)), 0.0)
     return total, np.where(wild | (ranges & np.isfinite(size).all(axis=0)), np.inf, bound)
+
+
+def _contract(
+    a: Value, b: Value, lead: tuple[int, ...], count: int, made: DType, dtype: DType
+) -> Value | None:
+    """None where a product may overflow, or where a factor is infinite, NaN or unknown.
+
+    The bound is that of `finish_sum` over products that went through `finish`, or, where some
+    of the products are exact, a greater one.
+    """
+    av, ae = np.broadcast_arrays(*a)
+    bv, be = np.broadcast_arrays(*b)
+    size_a, size_b = np.abs(av), np.abs(bv)
+    unit = made.unit_roundoff
+    greatest, threshold, subnormal = float_limits(made)
+    top = [s.max(initial=0.0) + e.max(initial=0.0) for s, e in ((size_a, ae), (size_b, be))]
+    most = top[0] * top[1] * (1 + 2 * unit + 2 * U64) + subnormal
+    if not (most < threshold and most < greatest and most * count < float_limits(f64)[0]):
+        return None
+    size = contract(size_a, size_b, lead)
+    errors: Array = np.zeros(())
+    if ae.any():
+        errors = errors + contract(ae, size_b + be, lead)
+    if be.any():
+        errors = errors + contract(size_a, be, lead)
+    if errors.any() or not _exact_products(av, bv, made):
+        some_a, some_b = ((s + e > 0).astype(np.float64) for s, e in ((size_a, ae), (size_b, be)))
+        own = 2 * unit if made == f64 else unit + U64
+        least = contract(some_a, some_b, lead) * subnormal
+        errors = errors * (1 + unit) + own * size + least
+    slack = 1 + 4 * gamma(count + 2, U64)  # for the roundings of these sums themselves
+    total = contract(av, bv, lead) + 0.0
+    wild = np.zeros((), np.bool_)
+    return finish_sum(total, size * slack, errors * slack, wild, max(count - 1, 0), dtype)
+
+
+def _exact_products(a: Array, b: Array, dtype: DType) -> bool:
+    """Whether all products of an element of `a` and one of `b` are numbers of `dtype`."""
+    if dtype == f64:
+        return False
+    (width_a, low_a), (width_b, low_b) = significand(a), significand(b)
+    fits = low_a + low_b >= math.log2(float_limits(dtype)[2])
+    return fits and width_a + width_b <= dtype.mantissa
 
 
 def _combine_extreme(op: str, v: Array, e: Array) -> Value:

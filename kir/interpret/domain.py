@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,6 +26,9 @@ UFUNCS: dict[str, Any] = {name: OPS[name].numpy for name in UPDATE_OPS}
 
 class Domain(ABC):
     """Arithmetic on values. Arrays broadcast as NumPy's do; new axes stand in front."""
+
+    contracts: ClassVar[bool] = False
+    """Whether `contract` may find anything."""
 
     @abstractmethod
     def lift(self, array: Array, dtype: DType) -> Value:
@@ -72,6 +75,21 @@ class Domain(ABC):
     @abstractmethod
     def unknown(self, value: Value, where: Array) -> Value:
         """`value`, of which nothing can be said `where`."""
+
+    def contract(
+        self,
+        a: Value,
+        b: Value,
+        lead: tuple[int, ...],
+        count: int,
+        made: DType,
+        dtype: DType,
+    ) -> Value | None:
+        """A sum in `dtype` of products `a * b` in `made`, which `dtype` holds exactly, over the
+        first axes, of sizes `lead`; `count` terms in the whole sum, of which these may be a part.
+        The factors have all axes of the frame, of size 1 where they do not depend on them. None
+        where it takes the single products to tell."""
+        return None
 
     def constant(self, value: int | float | bool, dtype: DType) -> Value:
         return self.lift(np.asarray(value).astype(dtype.numpy), dtype)

@@ -15,7 +15,8 @@ import numpy as np
 
 from kir.dtypes import DType, bool_, i64
 from kir.errors import EvaluationError
-from kir.interpret.affine import Affine, LoopPlan, affine
+from kir.interpret.affine import Affine, LoopPlan, affine, recurrences
+from kir.interpret.contract import Product
 from kir.interpret.domain import Array, Domain, Value
 from kir.interpret.memory import (
     Index,
@@ -25,12 +26,17 @@ from kir.interpret.memory import (
     bind,
     bordered,
     distinct,
+    greatest,
     in_order,
+    inside,
+    kept,
     lanes,
     layout,
+    outside_of,
     places,
     view,
 )
+from kir.interpret.size import Sizes
 from kir.ir import (
     ARG_REDUCTIONS,
     REDUCTIONS,
@@ -51,16 +57,12 @@ from kir.ir import (
     Stmt,
     Store,
     Var,
-    children,
     walk,
 )
 from kir.ops import identity
-from kir.simplify import interval
 
 BUDGET = 1 << 22
 """Most elements that one temporary should have."""
-GUESS = 256
-"""Extent assumed, for the budget only, where none is known beforehand."""
 
 
 class Evaluator:
@@ -76,7 +78,7 @@ class Evaluator:
         self.masks: list[Value | None] = [None]
         """The condition on each lane; on top of it, one more inside each reduction."""
         self.tensors: dict[str, Tensor] = {}
-        self.costs: dict[int, int] = {}
+        self.sizes = Sizes(kernel, self.plan, domain.contracts)
         self.forms: dict[int, Affine | None] = {}
         """By the id of an index expression; all of them live as long as the run."""
         self.slots: dict[int, tuple[Expr, ...]] = {}
@@ -84,16 +86,11 @@ class Evaluator:
         self.borders: dict[tuple[object, ...], Tensor] = {}
         self.lost = False
         """Whether the extent of a loop was in doubt, so that nothing can be said any more."""
-        self.ranges = {
-            a.name: (0, max(int(a.extent.value) - 1, 0) if isinstance(a.extent, Const) else None)
-            for a in walk(kernel)
-            if isinstance(a, Axis)
-        }
         for p in kernel.inputs:
             planes = inputs[p.name]
             self.tensors[p.name] = Tensor(p.name, p.type, planes[0].shape, (), planes, True)
         for p in kernel.outputs:
-            shape = tuple(_greatest(self.extent(e))[0] for e in p.shape)
+            shape = tuple(greatest(self.extent(e))[0] for e in p.shape)
             self.new(p.name, p.type, shape)
 
     def run(self) -> dict[str, Value]:
@@ -128,21 +125,21 @@ class Evaluator:
         self.masks[-1] = before
 
     def loop(self, s: Loop) -> None:
-        for define, extents in _recurrences(s):
+        for define, extents in recurrences(s):
             if define.name not in self.outputs:
                 self.allocate(define, extents)
         extent = self.extent(s.axis.extent)
-        count, varies = _greatest(extent)
+        count, varies = greatest(extent)
         count = self.reach(s, extent, count)
         if self.plan.side_by_side(s):
-            cost = self.cost_of_block(s)
+            cost = self.sizes.cost_of_block(s)
             self.nest([s.axis], cost, lambda: self.guarded(s.where, s.body), count)
             return
         for n in range(count):
             before = self.masks[-1]
             self.env[s.axis.name] = n
-            inside = self.domain.lift(np.asarray(n < extent), bool_)
-            if not varies or self.restrict(inside):
+            going = self.domain.lift(np.asarray(n < extent), bool_)
+            if not varies or self.restrict(going):
                 self.guarded(s.where, s.body)
             self.masks[-1] = before
         self.env.pop(s.axis.name, None)
@@ -170,14 +167,14 @@ class Evaluator:
         def body() -> None:
             self.write(self.tensors[s.name], indices, s.value, None, s)
 
-        self.nest(s.axes, self.cost(s.value), body)
+        self.nest(s.axes, self.sizes.cost(s.value), body)
 
     def allocate(self, s: Define, extents: Mapping[str, Expr]) -> None:
         shape = [d.extent if isinstance(d, Axis) else extents[d.name] for d in s.dims]
-        self.new(s.name, s.value.dtype, tuple(_greatest(self.extent(e))[0] for e in shape))
+        self.new(s.name, s.value.dtype, tuple(greatest(self.extent(e))[0] for e in shape))
 
     def buffer(self, s: Buffer) -> None:
-        tensor = self.new(s.name, s.type, tuple(_greatest(self.extent(e))[0] for e in s.shape))
+        tensor = self.new(s.name, s.type, tuple(greatest(self.extent(e))[0] for e in s.shape))
         if s.init is not None:
             depth = len(self.frame)
             for plane, value in zip(tensor.planes, self.eval(s.init), strict=True):
@@ -196,7 +193,7 @@ class Evaluator:
         """`target[indices] op= value` for all lanes, in the order of the loops' iterations."""
         result = self.eval(value)
         bound = self.bound_indices(indices)
-        if bound is not None and _inside(bound, target.shape, self.frame):
+        if bound is not None and inside(bound, target.shape, self.frame):
             place = layout(target, bound)
             free = [p for p, n in enumerate(self.frame) if n > 1 and p not in place.steps]
             if distinct(place, self.frame) and not (free and op is None):
@@ -213,7 +210,7 @@ class Evaluator:
             if mask is not None:
                 value = self.domain.select(mask, value, self.domain.identity(op, dtype), dtype)
             terms = tuple(self.terms_first(p, free) for p in value)
-            start = tuple(_kept(self.whole(m), free) for m in memory)
+            start = tuple(kept(self.whole(m), free) for m in memory)
             total = self.domain.accumulate(op, start, terms, dtype)
             shape = self.whole(memory[0]).shape
             value = tuple(np.broadcast_to(t, start[0].shape).reshape(shape) for t in total)
@@ -243,7 +240,7 @@ class Evaluator:
         self, target: Tensor, indices: Sequence[Expr], value: Value, op: str | None, s: Stmt
     ) -> None:
         found, doubt = self.index_arrays(indices)
-        outside = _outside(found, target.shape)
+        outside = outside_of(found, target.shape)
         self.refuse(outside, found, target, s)
         safe = [np.clip(i, 0, max(n - 1, 0)) for i, n in zip(found, target.shape, strict=True)]
         flat = in_order(places(target, safe, self.frame), self.frame)
@@ -271,11 +268,17 @@ class Evaluator:
     # --- loops and conditions ----------------------------------------------------------------
 
     def nest(
-        self, axes: Sequence[Axis], cost: int, body: Callable[[], None], most: int | None = None
+        self,
+        axes: Sequence[Axis],
+        cost: int,
+        body: Callable[[], None],
+        most: int | None = None,
+        around: int | None = None,
     ) -> None:
         """Run `body` with the axes as array axes, in chunks; `cost` elements in it per lane.
 
-        `most` cuts the extent of a single axis short.
+        `most` cuts the extent of a single axis short. `around` is how many lanes there are
+        already, as far as they matter: all of the frame's unless it is given.
 
         The last axis is pushed first, so that arrays of a definition are laid out as it is;
         axes whose extent depends on another are pushed in their own order.
@@ -283,12 +286,13 @@ class Evaluator:
         names = {a.name for a in axes}
         tied = any(isinstance(n, Var) and n.name in names for a in axes for n in walk(a.extent))
         if tied and len(axes) > 1:
-            rest = cost * math.prod(self.upper(a.extent) for a in axes[1:])
-            self.nest(axes[:1], rest, lambda: self.nest(axes[1:], cost, body))
+            rest = cost * math.prod(self.sizes.upper(a.extent) for a in axes[1:])
+            self.nest(axes[:1], rest, lambda: self.nest(axes[1:], cost, body), around=around)
             return
         extents = [self.extent(a.extent) for a in axes]
-        counts = [_greatest(e)[0] if most is None else most for e in extents]
-        room = max(1, BUDGET // (math.prod(self.frame) * max(cost, 1)))
+        counts = [greatest(e)[0] if most is None else most for e in extents]
+        around = math.prod(self.frame) if around is None else around
+        room = max(1, BUDGET // max(1, around * cost))
         chunks: list[int] = []
         for k, count in enumerate(counts):
             chunk = max(1, min(count, room // max(1, math.prod(counts[k + 1 :]))))
@@ -354,36 +358,6 @@ class Evaluator:
             return max(int(value[0]), 0)
         return np.where(self.active(), np.maximum(value[0], 0), 0)
 
-    def upper(self, extent: Expr) -> int:
-        high = interval(extent, self.ranges)[1]
-        return GUESS if high is None else max(high, 1)
-
-    def cost(self, expr: Node) -> int:
-        """Elements per lane of the largest temporary in an expression."""
-        if id(expr) not in self.costs:
-            below = max((self.cost(c) for c in children(expr)), default=1)
-            if isinstance(expr, Reduce):
-                below *= math.prod(self.upper(a.extent) for a in expr.axes)
-            self.costs[id(expr)] = below
-        return self.costs[id(expr)]
-
-    def cost_of_block(self, block: Loop | If) -> int:
-        if id(block) not in self.costs:
-            self.costs[id(block)] = max((self.cost_of(s) for s in block.body), default=1)
-        return self.costs[id(block)]
-
-    def cost_of(self, s: Stmt) -> int:
-        if isinstance(s, Loop):
-            inside = self.upper(s.axis.extent) if self.plan.side_by_side(s) else 1
-            return inside * self.cost_of_block(s)
-        if isinstance(s, If):
-            return self.cost_of_block(s)
-        if isinstance(s, Buffer):
-            return math.prod(self.upper(e) for e in s.shape)
-        if isinstance(s, Define):
-            return self.cost(s.value) * math.prod(self.upper(a.extent) for a in s.axes)
-        return self.cost(s)
-
     # --- expressions -------------------------------------------------------------------------
 
     def eval(self, e: Expr) -> Value:
@@ -408,42 +382,104 @@ class Evaluator:
         return self.arg_reduce(e) if e.name in ARG_REDUCTIONS else self.reduce(e)
 
     def reduce(self, e: Reduce) -> Value:
-        op, dtype, depth = REDUCTIONS[e.name], e.body.dtype, len(self.frame)
-        neutral = self.domain.constant(identity(op, dtype).value, dtype)
+        op, dtype = REDUCTIONS[e.name], e.body.dtype
         count = self.terms(e)
+        pair = self.sizes.product(e)
+        self.masks.append(None)
+        done, total = False, None
+        if pair is not None:
+            cost = max(self.sizes.cost(pair.left), self.sizes.cost(pair.right))
+            done, total = self.parts(
+                e, cost, lambda depth: self.contracted(e, pair, depth, count), self.spread(pair)
+            )
+        if not done:
+            cost = self.sizes.cost(e.body)
+            _, total = self.parts(e, cost, lambda depth: self.combined(e, depth, count))
+        self.masks.pop()
+        return self.domain.constant(identity(op, dtype).value, dtype) if total is None else total
+
+    def parts(
+        self,
+        e: Reduce,
+        cost: int,
+        part: Callable[[int], Value | None],
+        around: int | None = None,
+    ) -> tuple[bool, Value | None]:
+        """A reduction chunk by chunk: whether `part` could do them all, and their total.
+
+        `part` is given the depth of the frame around the reduction.
+        """
+        op, dtype, depth = REDUCTIONS[e.name], e.body.dtype, len(self.frame)
         total: list[Value] = []
+        failed = False
 
         def body() -> None:
-            if not all(self.restrict(self.eval(c)) for c in e.where):
+            nonlocal failed
+            if failed or not all(self.restrict(self.eval(c)) for c in e.where):
                 return
-            value = self.eval(e.body)
-            if self.masks[-1] is not None:
-                value = self.domain.select(self.masks[-1], value, neutral, dtype)
-            added = len(self.frame) - depth
-            first = self.whole(value[0]) if added else value[0]
-            lead = tuple(reversed(self.frame[depth:]))
-            first = np.broadcast_to(first, lead + first.shape[added:])
-            part = self.domain.reduce(op, (first, *value[1:]), added, count, dtype)
+            found = part(depth)
+            failed = found is None
+            if found is None:
+                return
             if total:
-                part = self.domain.op(op, [total.pop(), part], [dtype, dtype], dtype)
-            total.append(part)
+                found = self.domain.op(op, [total.pop(), found], [dtype, dtype], dtype)
+            total.append(found)
 
-        self.masks.append(None)
-        self.nest(e.axes, self.cost(e.body), body)
-        self.masks.pop()
-        return total[0] if total else neutral
+        self.nest(e.axes, cost, body, around=around)
+        return not failed, total[0] if total and not failed else None
+
+    def combined(self, e: Reduce, depth: int, count: int) -> Value:
+        """One chunk of a reduction, term by term."""
+        op, dtype = REDUCTIONS[e.name], e.body.dtype
+        value = self.eval(e.body)
+        if self.masks[-1] is not None:
+            neutral = self.domain.constant(identity(op, dtype).value, dtype)
+            value = self.domain.select(self.masks[-1], value, neutral, dtype)
+        added = len(self.frame) - depth
+        first = self.whole(value[0]) if added else value[0]
+        lead = tuple(reversed(self.frame[depth:]))
+        first = np.broadcast_to(first, lead + first.shape[added:])
+        return self.domain.reduce(op, (first, *value[1:]), added, count, dtype)
+
+    def contracted(self, e: Reduce, pair: Product, depth: int, count: int) -> Value | None:
+        """One chunk of a sum of products, by the domain's contraction; None where it declines."""
+        factors = [self.eval(pair.left), self.eval(pair.right)]
+        mask = self.masks[-1]
+        if mask is not None:
+            sizes = [math.prod(np.broadcast_shapes(mask[0].shape, f[0].shape)) for f in factors]
+            k = sizes.index(min(sizes))
+            if sizes[k] > max(BUDGET, factors[k][0].size):
+                return None
+            zero = self.domain.constant(0.0, pair.made)
+            factors[k] = self.domain.select(mask, factors[k], zero, pair.made)
+        left, right = (tuple(self.whole(p) for p in f) for f in factors)
+        lead = tuple(reversed(self.frame))[: len(self.frame) - depth]
+        return self.domain.contract(left, right, lead, count, pair.made, e.body.dtype)
+
+    def spread(self, pair: Product) -> int:
+        """How many lanes of the frame the larger factor of a product has, or its mask."""
+        frames: list[set[int]] = []
+        for names, factor in zip(pair.names, (pair.left, pair.right, None), strict=True):
+            bound = [self.env[n] for n in names if n in self.env]
+            used = {b.position for b in bound if isinstance(b, Lane)}
+            reads = (n for n in walk(factor) if isinstance(n, Read)) if factor else ()
+            for r in reads:
+                private = reversed(self.tensors[r.tensor].private)
+                used |= {p for p, n in enumerate(private) if n > 1}
+            frames.append(used)
+        return max(math.prod(self.frame[p] for p in used) for used in frames)
 
     def terms(self, e: Reduce) -> int:
         """How many terms a reduction has at most."""
         names = {a.name for a in e.axes}
         if any(isinstance(n, Var) and n.name in names for a in e.axes for n in walk(a.extent)):
-            return math.prod(self.upper(a.extent) for a in e.axes)
-        return math.prod(_greatest(self.extent(a.extent))[0] for a in e.axes)
+            return math.prod(self.sizes.upper(a.extent) for a in e.axes)
+        return math.prod(greatest(self.extent(a.extent))[0] for a in e.axes)
 
     def arg_reduce(self, e: Reduce) -> Value:
         (axis,) = e.axes
         extent = self.extent(axis.extent)
-        count, _ = _greatest(extent)
+        count, _ = greatest(extent)
         found = self.domain.constant(-1, i64)
         if not count:
             return found
@@ -469,7 +505,7 @@ class Evaluator:
         tensor = self.tensors[e.tensor]
         bound = self.bound_indices(e.indices)
         if bound is not None:
-            if _inside(bound, tensor.shape, self.frame):
+            if inside(bound, tensor.shape, self.frame):
                 place = layout(tensor, bound)
                 return tuple(view(p, place, self.frame) for p in tensor.planes)
             found = self.read_bordered(e, tensor, bound)
@@ -481,7 +517,7 @@ class Evaluator:
         """Reads that leave the tensor, through a copy with a border; None where it is no use."""
         if e.fill is None:
             arrays, _ = self.index_arrays(e.indices)
-            self.refuse(_outside(arrays, tensor.shape), arrays, tensor, e)
+            self.refuse(outside_of(arrays, tensor.shape), arrays, tensor, e)
             fill = self.domain.identity("or", bool_)
             fill = self.domain.cast(fill, bool_, e.type)
         else:
@@ -505,7 +541,7 @@ class Evaluator:
     def gather(self, e: Read, tensor: Tensor) -> Value:
         """A read through arrays of indices."""
         found, doubt = self.index_arrays(e.indices)
-        outside = _outside(found, tensor.shape)
+        outside = outside_of(found, tensor.shape)
         if e.fill is None:
             self.refuse(outside, found, tensor, e)
         if math.prod(tensor.shape):
@@ -515,8 +551,8 @@ class Evaluator:
         else:
             value = self.domain.cast(self.domain.constant(False, bool_), bool_, e.type)
         if e.fill is not None:
-            inside = self.domain.lift(~outside, bool_)
-            value = self.domain.select(inside, value, self.eval(e.fill), e.type)
+            within = self.domain.lift(~outside, bool_)
+            value = self.domain.select(within, value, self.eval(e.fill), e.type)
         return value if doubt is None else self.domain.unknown(value, doubt)
 
     # --- indices -----------------------------------------------------------------------------
@@ -560,50 +596,3 @@ class Evaluator:
                     node=node,
                     kernel=self.kernel,
                 )
-
-
-def _greatest(extent: int | Array) -> tuple[int, bool]:
-    """The greatest extent of all lanes, and whether it varies."""
-    if isinstance(extent, int):
-        return extent, False
-    return int(extent.max(initial=0)), True
-
-
-def _inside(indices: Sequence[Strided], shape: Sequence[int], frame: Sequence[int]) -> bool:
-    for index, n in zip(indices, shape, strict=True):
-        low, high = index.span(frame)
-        if low < 0 or high >= n:
-            return False
-    return True
-
-
-def _outside(indices: Sequence[Array], shape: Sequence[int]) -> Array:
-    outside: Array = np.zeros((), np.bool_)
-    for index, n in zip(indices, shape, strict=True):
-        outside = outside | (index < 0) | (index >= n)
-    return outside
-
-
-def _kept(array: Array, free: list[int]) -> Array:
-    """`array` over the frame without the axes at positions `free`, along which it has size 1."""
-    return array.reshape([n for a, n in enumerate(array.shape) if array.ndim - 1 - a not in free])
-
-
-def _recurrences(loop: Loop) -> Iterator[tuple[Define, dict[str, Expr]]]:
-    """Definitions inside `loop` that have a slice for each of its iterations and for none of a
-    loop further out, with the extents of the loops their dims name."""
-
-    def go(
-        body: Sequence[Stmt], extents: dict[str, Expr]
-    ) -> Iterator[tuple[Define, dict[str, Expr]]]:
-        for s in body:
-            if isinstance(s, Define):
-                names = {d.name for d in s.dims if isinstance(d, Var)}
-                if loop.axis.name in names and names <= extents.keys():
-                    yield s, extents
-            elif isinstance(s, Loop):
-                yield from go(s.body, {**extents, s.axis.name: s.axis.extent})
-            elif isinstance(s, If):
-                yield from go(s.body, extents)
-
-    yield from go(loop.body, {loop.axis.name: loop.axis.extent})

@@ -162,3 +162,32 @@ def in_order(array: Array, frame: Sequence[int]) -> Array:
     """`array` over the whole frame as a flat one, in the order of the loops' iterations."""
     whole = np.broadcast_to(array, tuple(reversed(frame)))
     return whole.transpose().reshape(-1)
+
+
+def inside(indices: Sequence[Strided], shape: Sequence[int], frame: Sequence[int]) -> bool:
+    """Whether all the places that affine indices reach over the frame are within `shape`."""
+    for index, n in zip(indices, shape, strict=True):
+        low, high = index.span(frame)
+        if low < 0 or high >= n:
+            return False
+    return True
+
+
+def outside_of(indices: Sequence[Array], shape: Sequence[int]) -> Array:
+    """Where one of the arrays of indices is out of range."""
+    outside: Array = np.zeros((), np.bool_)
+    for index, n in zip(indices, shape, strict=True):
+        outside = outside | (index < 0) | (index >= n)
+    return outside
+
+
+def kept(array: Array, free: list[int]) -> Array:
+    """`array` over the frame without the axes at positions `free`, along which it has size 1."""
+    return array.reshape([n for a, n in enumerate(array.shape) if array.ndim - 1 - a not in free])
+
+
+def greatest(extent: int | Array) -> tuple[int, bool]:
+    """The greatest extent of all lanes, and whether it varies."""
+    if isinstance(extent, int):
+        return extent, False
+    return int(extent.max(initial=0)), True
