@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kir.graphs import resolve
@@ -44,6 +44,20 @@ def cost(item: Kernel | Graph, dims: Mapping[str, int], module: Module | None = 
     assert module is not None
     calls = resolve(module, item, dims)
     return Cost(moved, sum(cost(c.kernel, c.dims).operations for c in calls))
+
+
+def statements_run(body: Iterable[Stmt], dims: Mapping[str, int]) -> int:
+    """How many statements an interpreter that takes the lanes of a `tile` together runs."""
+    total, known = 0, dict(dims)
+    for s in body:
+        if isinstance(s, Loop):
+            trips = _trips((s.axis,), known)
+            total += (1 if s.kind == "tile" else trips) * statements_run(s.body, known)
+        elif isinstance(s, If):
+            total += statements_run(s.body, known)
+        else:
+            total += 1
+    return total
 
 
 def _trips(axes: tuple[Axis, ...], dims: dict[str, int]) -> int:

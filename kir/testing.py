@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -46,6 +46,8 @@ PROFILES = ("integers", "tame", "wide", "special")
 infinities, signed zeros, subnormals, the greatest and least values among the others."""
 SIZES = (0, 1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 31, 32, 33, 64, 65, 100, 127, 128, 129, 257)
 WORK = 1 << 17
+FEWEST = 3
+"""Choices of dims kept where all are too dear."""
 """Most points, the product of all dims, that a drawn example has."""
 
 
@@ -253,9 +255,13 @@ def examples(
     module: Module | None = None,
     parameters: bool = False,
     profiles: Sequence[str] = PROFILES,
+    affordable: Callable[[Mapping[str, int]], bool] | None = None,
 ) -> st.SearchStrategy[Example]:
-    """Ways to call a kernel, shrinking to few elements and small integers."""
+    """Ways to call a kernel, shrinking to few elements and small integers. `affordable` says of
+    dims whether a run under them is quick enough; the smallest are taken in any case."""
     choices = dims_choices(item, stages, module, parameters=parameters)
+    if affordable is not None:
+        choices = [c for c in choices if affordable(c)] or choices[:FEWEST]
     return st.builds(
         Example,
         st.sampled_from([tuple(sorted(c.items())) for c in choices]),

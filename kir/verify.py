@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from kir.backend import Executable
+from kir.cost import statements_run
 from kir.errors import (
     EvaluationError,
     KirError,
@@ -43,6 +44,8 @@ Runner = Callable[[Kernel, Arrays, Mapping[str, int]], dict[str, Array]]
 
 SHRINKING = 30.0
 """Seconds spent at most on making a failure small."""
+INTERPRETED_STATEMENTS = 1000
+"""Statements run at most on one example by Triton's interpreter: a second or two."""
 SHOWN = 12
 """Inputs of at most so many elements are printed whole."""
 
@@ -329,6 +332,7 @@ class _Run:
 
         stages = [self.stage(k, d) for k, d in self.uses()] if len(roads) > 1 else []
         passing = _Passing(self.item)
+        quick = self.affordable if self.interpreted and len(roads) > 2 else None
 
         @hypothesis.seed(self.seed)
         @settings(
@@ -340,7 +344,7 @@ class _Run:
             report_multiple_bugs=False,
             print_blob=False,
         )
-        @given(examples(self.item, stages, self.module))
+        @given(examples(self.item, stages, self.module, affordable=quick))
         def try_one(example: Example) -> None:
             late = self.failure is not None and time.monotonic() - self.started > SHRINKING
             if not late:  # else let the shrinker run out: the smallest failure is kept
@@ -391,6 +395,17 @@ class _Run:
             for name, array in before.items():
                 if not same_bits(array, inputs[name]).all():
                     self.fail(example, road, inputs, f"the input `{name}` was changed")
+
+    def affordable(self, dims: Mapping[str, int]) -> bool:
+        """Whether Triton's interpreter, at a millisecond or so a statement, has it soon."""
+        bound = infer_dims(self.item, {}, dims)
+        if isinstance(self.item, Kernel):
+            uses = [(self.item, bound)]
+        else:
+            assert self.module is not None
+            uses = [(c.kernel, dict(c.dims)) for c in resolve(self.module, self.item, bound)]
+        total = sum(statements_run(self.stage(k, d).body, d) for k, d in uses)
+        return total <= INTERPRETED_STATEMENTS
 
     def open_dims(self) -> set[str]:
         return {d.name for d in self.item.dims if d.default is None}

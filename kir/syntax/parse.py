@@ -162,8 +162,8 @@ def _syntax_error(error: UnexpectedInput, source: Source) -> ParseError:
         message, width, allowed = f"{shown} was not expected here", 1, error.allowed or set()
     span = Span(line, column, line, column + width)
     if message.startswith("`:`") and "COMMA" in allowed:
-        hint = "a reduction inside an expression stands in brackets: `a + (sum(j: N) x[j])`"
-        return ParseError(message, span=span, source=source, hint=hint)
+        inside = "a reduction inside an expression stands in brackets: `a + (sum(j: N) x[j])`"
+        return ParseError(message, span=span, source=source, hint=inside)
     hint = _unclosed(source.text) if message.endswith("too early") else _expected(set(allowed))
     return ParseError(message, span=span, source=source, hint=hint)
 
