@@ -396,8 +396,7 @@ CHECKED = {
 
 
 @pytest.mark.parametrize("text", CHECKED.values(), ids=CHECKED)
-@pytest.mark.parametrize("bad", [-1, 5, 1 << 62, -(1 << 62)])
-def test_debug_builds_refuse_bad_indices(text: str, bad: int) -> None:
+def test_debug_builds_refuse_bad_indices(text: str) -> None:
     kernel = parse_kernel(text)
     debug = BACKEND.debug()
     arrays = {"table": floats(5, 13), "ids": np.arange(21, dtype=np.int64) % 5}
@@ -406,7 +405,7 @@ def test_debug_builds_refuse_bad_indices(text: str, bad: int) -> None:
         run_checked = BACKEND.with_threads(artifact, threads)
         got = run_checked(arrays)["y"]
         np.testing.assert_array_equal(got, interpret(kernel, arrays)["y"])
-        for place in (0, 10, 20):
+        for place, bad in ((0, -1), (10, 5), (20, 1 << 62), (0, 5), (20, -(1 << 62))):
             wrong = arrays["ids"].copy()
             wrong[place] = bad
             name = "table" if "table[" in text.split("{", 1)[1] else "y"
@@ -567,9 +566,9 @@ def test_the_cache_keeps_finds_and_mends(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def _spy(calls: list[str], function: Any) -> Any:
-    def spied(text: str, machine: Any) -> Any:
+    def spied(text: str, *rest: Any) -> Any:
         calls.append(text)
-        return function(text, machine)
+        return function(text, *rest)
 
     return spied
 
@@ -616,7 +615,7 @@ def test_a_register_block_stays_in_registers() -> None:
       buffer acc: f32[6, 16] in reg = 0
       for k: K { tile i: 6, j: 16 { acc[i, j] = fma(a[k, i], b[k, j], acc[i, j]) } }
       tile i2: 6, j2: 16 { c[i2, j2] = acc[i2, j2] }
-    }"""), "cpu", "x86-64-v3")  # fmt: skip
+    }"""), "cpu", "x86-64-v3", "asm")  # fmt: skip
     asm = artifact.stages["asm"]
     assert isinstance(asm, str)
     blocks = asm.split("\n.LBB")

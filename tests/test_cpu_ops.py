@@ -87,10 +87,13 @@ def values(t: DType, seed: int) -> np.ndarray[Any, Any]:
 
 
 def loops_of(name: str, value: Expr, tile: int | None) -> Loop:
-    """name[n] = value(n), in a loop or in tiles."""
+    """name[n] = value(n), in tiles, or in a loop over `at`, a permutation: scalars, which LLVM makes
+    no vectors of."""
     n, size = Var("n"), Var("N")
     if tile is None:
-        return Loop("for", Axis("n", size), (), (Store(name, (n,), value),))
+        place = Read("at", (n,), i64)
+        value = substitute(value, {"n": place})
+        return Loop("for", Axis("n", size), (), (Store(name, (place,), value),))
     index = op("add", op("mul", Var("o"), const(tile)), n)
     body = Store(name, (index,), substitute(value, {"n": index}))
     inner = Loop("tile", Axis("n", const(tile)), (op("lt", index, size),), (body,))
@@ -102,6 +105,9 @@ def evaluate(
 ) -> list[np.ndarray[Any, Any]]:
     """Each expression over `x[n]`..., all of them in one kernel, compiled and run."""
     size = Var("N")
+    (length,) = {len(a) for a in arrays.values()}
+    if any(tile is None for _, tile in wanted):
+        arrays = {**arrays, "at": np.random.default_rng(7).permutation(length)}
     inputs = tuple(Param(n, from_numpy(a.dtype), (size,)) for n, a in arrays.items())
     outputs = tuple(Param(f"y{k}", e.dtype, (size,)) for k, (e, _) in enumerate(wanted))
     body = tuple(loops_of(f"y{k}", e, tile) for k, (e, tile) in enumerate(wanted))

@@ -18,7 +18,6 @@ from kir.ir import Kernel, Step
 from kir.syntax import format_kernel
 
 STAGES = ("llvm", "asm", "obj", "header", "so")
-DEFAULT_STAGES = ("llvm", "asm", "obj")
 FORMAT = 1
 """Of the emitter's output: raised with every change that cached code must not outlive."""
 
@@ -47,8 +46,9 @@ class CpuBackend(Backend):
         return plan(kernel, vector_bits=machine_of(arch).vector_bits)
 
     def lower(self, kernel: Kernel, target: str, arch: str, stage: str | None = None) -> Artifact:
-        """Compile scheduled IR. Without `stage`: LLVM IR, assembly and object; a shared library
-        and its header are made on request, since they need the system's C compiler."""
+        """Compile scheduled IR. Without `stage`: LLVM IR and object. Assembly is made on request,
+        since it takes LLVM as long as the object, and so are a shared library, which needs the
+        system's C compiler, and its header."""
         if stage is not None and stage not in STAGES:
             raise UsageError(f"cpu has no stage `{stage}`", hint="it has: " + ", ".join(STAGES))
         if self.checked and stage in ("header", "so"):
@@ -57,7 +57,7 @@ class CpuBackend(Backend):
         machine = machine_of(arch, parallel)
         emitted = emit(kernel, machine, self.checked)
         stages: dict[str, str | bytes] = {}
-        for name, data in self._compiled(kernel, machine, emitted.text).items():
+        for name, data in self._compiled(kernel, machine, emitted.text, stage == "asm").items():
             stages[name] = data if name == "obj" else data.decode()
         if stage == "header":
             stages["header"] = library.header(kernel)
@@ -84,14 +84,15 @@ class CpuBackend(Backend):
         }
         return Artifact(kernel, target, arch, stages, launch, report)
 
-    def _compiled(self, kernel: Kernel, machine: Machine, text: str) -> dict[str, bytes]:
-        """llvm, asm and obj, from the cache where they are there.
+    def _compiled(self, kernel: Kernel, machine: Machine, text: str, asm: bool) -> dict[str, bytes]:
+        """llvm, obj and where wanted asm, from the cache where they are there.
 
         A checked build needs no word in the key: its text differs."""
         parts = {
             "format": FORMAT,
             "kernel": format_kernel(kernel),
             "text": text,
+            "asm": asm,
             "machine": repr(machine),
             "versions": versions(),
         }
@@ -99,8 +100,10 @@ class CpuBackend(Backend):
         found = cache.load(key)
         if found is not None:
             return found
-        made = compile_text(text, machine)
-        stages = {"llvm": made.llvm.encode(), "asm": made.asm.encode(), "obj": made.obj}
+        made = compile_text(text, machine, asm)
+        stages = {"llvm": made.llvm.encode(), "obj": made.obj}
+        if asm:
+            stages["asm"] = made.asm.encode()
         cache.save(key, stages)
         return stages
 

@@ -36,7 +36,7 @@ def host() -> tuple[str, str, str]:
 
 @dataclass(frozen=True)
 class Compiled:
-    """The optimised IR and the code of one module."""
+    """The optimised IR and the code of one module; `asm` is empty where it was not asked for."""
 
     llvm: str
     asm: str
@@ -72,12 +72,13 @@ def optimise(text: str, machine: Machine) -> Any:
     return module
 
 
-def compile_text(text: str, machine: Machine) -> Compiled:
-    """All stages of one module. LLVM's global state is not safe to enter from two threads."""
+def compile_text(text: str, machine: Machine, asm: bool = True) -> Compiled:
+    """The stages of one module. LLVM's global state is not safe to enter from two threads."""
     with _lock:
         tm = target_machine(machine)
         module = optimise(text, machine)
-        return Compiled(str(module), tm.emit_assembly(module), tm.emit_object(module))
+        assembly = tm.emit_assembly(module) if asm else ""
+        return Compiled(str(module), assembly, tm.emit_object(module))
 
 
 def compile_object(text: str, machine: Machine) -> bytes:
