@@ -87,8 +87,8 @@ def values(t: DType, seed: int) -> np.ndarray[Any, Any]:
 
 
 def loops_of(name: str, value: Expr, tile: int | None) -> Loop:
-    """name[n] = value(n), in tiles, or in a loop over `at`, a permutation: scalars, which LLVM makes
-    no vectors of."""
+    """name[n] = value(n), in tiles, or in a loop over a permutation `at`: scalars, since LLVM makes
+    no vectors of it."""
     n, size = Var("n"), Var("N")
     if tile is None:
         place = Read("at", (n,), i64)
