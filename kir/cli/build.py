@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,8 +75,12 @@ def lower(
             mine = {n: v for n, v in dims.items() if n in {d.name for d in k.dims}}
             spec = specialise(k, dims if isinstance(item, Kernel) else mine)
             steps = choose_steps(spec, goal, schedule, module)
-            last = None if stage == "artifact" else stage
-            artifacts.append(compile_kernel(spec, goal, steps, last))
+            artifact = compile_kernel(spec, goal, steps, None if stage == "artifact" else stage)
+            for name in stages if stage == "artifact" else ():
+                if name not in artifact.stages:  # made on request alone, like cpu's `so`
+                    more = compile_kernel(spec, goal, steps, name).stages[name]
+                    artifact = replace(artifact, stages={**artifact.stages, name: more})
+            artifacts.append(artifact)
     if stage == "artifact":
         assert out is not None
         for artifact in artifacts:
