@@ -6,6 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kir.check import check_kernel, validate
 from kir.ir import Kernel
@@ -14,6 +16,7 @@ from kir.rewrites import replay
 from kir.specialise import specialise
 from kir.syntax import format_kernel as text_of
 from kir.syntax import load, parse, parse_kernel
+from kir.testing import kernels
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.kir"))
 KERNELS = [
@@ -41,6 +44,15 @@ def test_every_step_round_trips(kernel: Kernel, target: Target, constant: bool) 
         assert parse_kernel(text_of(after)) == after, step
         validate(after)
     check_kernel(stages[-1][1])
+
+
+@given(kernels(), st.sampled_from(TARGETS))
+def test_generated_kernels_round_trip_at_every_step(kernel: Kernel, target: Target) -> None:
+    spec = specialise(kernel)
+    assert parse_kernel(text_of(spec)) == spec
+    for step, after in replay(spec, choose_steps(spec, target)):
+        assert parse_kernel(text_of(after)) == after, step
+        validate(after)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
