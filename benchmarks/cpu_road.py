@@ -40,6 +40,7 @@ from kir.check import check_kernel
 from kir.ir import Kernel
 from kir.pipeline import schedule
 from kir.plan.cpu import plan
+from kir.specialise import specialise
 from kir.syntax import load, parse, parse_kernel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,9 +70,10 @@ def alternate(rounds: int, *functions: Callable[[], object]) -> list[Timing]:
     return [Timing(statistics.median(t), min(t)) for t in times]
 
 
-def read_kernel(name: str) -> Kernel:
-    module = parse(load(ROOT / "examples" / f"{name}.kir"))
-    return module.kernels()[name]
+def read_kernel(name: str, size: int) -> Kernel:
+    """An example with all its dims constant, as `kir run` compiles it."""
+    kernel = parse(load(ROOT / "examples" / f"{name}.kir")).kernels()[name]
+    return specialise(kernel, {d.name: size for d in kernel.dims if d.default is None})
 
 
 COPY = """kernel copy[M, N](x: f32[M, N]) -> (y: f32[M, N]) {
@@ -140,12 +142,13 @@ def make_inputs(kernel: Kernel, size: int) -> dict[str, Array]:
 
 
 def bandwidth_case(name: str, size: int, threads: int, rounds: int) -> dict[str, Any]:
-    kernel = read_kernel(name)
-    run, stream = executable(kernel, threads), executable(parse_kernel(COPY), threads)
+    kernel = read_kernel(name, size)
+    run = executable(kernel, threads)
     inputs = make_inputs(kernel, size)
     outputs = {p.name: np.full([size] * len(p.shape), np.nan, np.float32) for p in kernel.outputs}
     moved = sum(a.nbytes for a in (*inputs.values(), *outputs.values()))
     rows = moved // 8 // size
+    stream = executable(specialise(parse_kernel(COPY), {"M": rows, "N": size}), threads)
     source, target = np.ones((rows, size), np.float32), np.zeros((rows, size), np.float32)
     ours, numpy, streamed = alternate(
         rounds,
@@ -201,7 +204,7 @@ def fma_peak(threads: int) -> tuple[Callable[[], object], float, Loaded]:
 
 
 def matmul_case(size: int, threads: int, rounds: int) -> dict[str, Any]:
-    kernel = read_kernel("matmul")
+    kernel = read_kernel("matmul", size)
     run = executable(kernel, threads)
     inputs = make_inputs(kernel, size)
     outputs = {"c": np.full((size, size), np.nan, np.float32)}
