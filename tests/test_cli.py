@@ -88,6 +88,17 @@ def test_run_on_given_arrays(kir: Kir, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("size", [10**7, 10**14])
+def test_run_refuses_what_memory_cannot_hold(
+    size: int, kir: Kir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kir.monkeypatch.setattr(sys, "argv", ["kir", "run", SOFTMAX, "--shape", f"M={size},N={size}"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("too large")
+
+
 def test_run_a_graph(kir: Kir) -> None:
     text = kir("run", str(ROOT / "examples" / "mlp.kir"), "--shape", "B=3,I=5,H=7,O=2")
     assert "GFLOP/s" in text and "[3, 2]" in text

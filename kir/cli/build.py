@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import statistics
 import time
 from dataclasses import replace
@@ -27,7 +29,7 @@ from kir.cli.common import (
     read_module,
     write_output,
 )
-from kir.errors import FileError, InputDataError, OutputError, UsageError
+from kir.errors import FileError, InputDataError, LimitError, OutputError, UsageError
 from kir.ir import Graph, Kernel
 
 if TYPE_CHECKING:
@@ -172,6 +174,7 @@ def run(
         dims = complete_shape(item, dims, 256) if not given else dims
     with locating(source, schedule):
         bound = infer_dims(item, {n: a.shape for n, a in given.items()}, dims)
+        _require_memory(item, bound)
         arrays = {**random_inputs(item, bound, seed, module), **given}
         goal = Target(target, via, arch, debug)
         executable = compile_item(item, goal, bound, schedule, module)
@@ -200,6 +203,21 @@ def run(
         head = ", ".join(f"{x:.6g}" for x in array.astype("float64").ravel()[:4])
         more = ", ..." if array.size > 4 else ""
         typer.echo(f"  {name}: {array.dtype}{list(array.shape)} = [{head}{more}]")
+
+
+def _require_memory(item: Kernel | Graph, dims: dict[str, int]) -> None:
+    """LimitError where inputs and outputs alone exceed this machine's memory."""
+    from kir.specialise import input_shapes, output_shapes
+
+    shapes = {**input_shapes(item, dims), **output_shapes(item, dims)}
+    needed = sum(math.prod(shapes[p.name]) * p.type.bytes for p in item.params)
+    present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > present:
+        raise LimitError(
+            f"the tensors of `{item.name}` need {needed / 1e9:,.1f} GB, and this machine has "
+            f"{present / 1e9:,.1f} GB",
+            hint="choose smaller dims with --shape",
+        )
 
 
 def _read_arrays(specs: list[str], item: Kernel | Graph) -> dict[str, Any]:
