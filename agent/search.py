@@ -7,7 +7,6 @@ start, and takes the verdicts of the variants that the store holds instead of me
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -19,10 +18,11 @@ from kir.agent.graph import Graph, Variant
 from kir.agent.graph.policy import Policy
 from kir.agent.proposer import Derivation, Proposer
 from kir.agent.store import NodeRow, Store
+from kir.derivation import kernel_hash
 from kir.errors import KirError, VerificationError
 from kir.ir import Kernel, Module, Schedule
 from kir.pipeline import schedule
-from kir.syntax import format_kernel, format_module
+from kir.syntax import format_module
 
 Clock = Callable[[], float]
 
@@ -124,7 +124,7 @@ class Search:
         except KirError:
             self.counts["inapplicable"] += 1
             return None
-        ir_hash = hash_ir(ir)
+        ir_hash = kernel_hash(ir)
         if ir_hash in self.graph.seen:
             self.counts["duplicate"] += 1
             return None
@@ -167,11 +167,6 @@ class Search:
             },
         )
         return replace(row, id=self.store.add_node(row))
-
-
-def hash_ir(kernel: Kernel) -> str:
-    """A kernel's identity: of its canonical text."""
-    return hashlib.sha256(format_kernel(kernel).encode()).hexdigest()
 
 
 def derivation_text(kernel: str, steps: Derivation) -> str:

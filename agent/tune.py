@@ -18,9 +18,10 @@ from kir.agent.evaluate import STATUSES, ChildEvaluator, Limits, Problem, Verdic
 from kir.agent.graph import Variant
 from kir.agent.graph.policy import make_policy
 from kir.agent.proposer import Derivation, make_proposer
-from kir.agent.search import Budget, Clock, Event, Search, derivation_text, hash_ir
+from kir.agent.search import Budget, Clock, Event, Search, derivation_text
 from kir.agent.store import NodeRow, RunRow, Store
 from kir.agent.variant import parse_derivation, specialised
+from kir.derivation import kernel_hash
 from kir.errors import StoreError, UsageError, VerificationError
 from kir.ir import Kernel, Module
 from kir.pipeline import LOOPS, Target, choose_steps, is_scheduled, schedule
@@ -118,7 +119,7 @@ def tune(
                 policy=make_policy(policy),
                 proposer=make_proposer(proposer),
                 seed=seed,
-                baseline_hash=hash_ir(schedule(spec, baseline)),
+                baseline_hash=kernel_hash(schedule(spec, baseline)),
                 provenance=provenance(),
                 clock=clock,
                 on_event=on_event,
@@ -245,7 +246,7 @@ def replay(store: str, node: int, *, limits: Limits | None = None, seed: int = 1
         run.source, run.kernel, run.dims, run.target, via, run.arch, run.baseline, run.seed + seed
     )
     kernel = schedule(specialised(problem), parse_derivation(row.derivation))
-    if hash_ir(kernel) != row.ir_hash:
+    if kernel_hash(kernel) != row.ir_hash:
         raise StoreError(
             f"the derivation of node {node} no longer gives the IR that was stored",
             hint="its rewrites have changed since; tune again",

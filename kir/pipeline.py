@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from kir.backend import Arrays, Artifact, Backend, Executable, get_backend
+from kir.derivation import replay
 from kir.errors import ScheduleError, UsageError
 from kir.graphs import resolve
 from kir.ir import Define, Graph, Kernel, Module, Reduce, Step, walk
-from kir.rewrites import replay
 from kir.specialise import infer_dims, specialise
 from kir.syntax import load, parse
 

@@ -18,6 +18,7 @@ from kir.backends.accel.backend import Simulation
 from kir.backends.accel.engines import Dma, Mma, Wait, with_engines
 from kir.backends.accel.machine import MACHINES, find
 from kir.backends.accel.program import program
+from kir.derivation import replay
 from kir.dtypes import DTYPES, DType
 from kir.errors import (
     CompileError,
@@ -31,7 +32,6 @@ from kir.errors import (
 from kir.inputs import random_inputs
 from kir.interpret import run
 from kir.ir import Kernel, walk
-from kir.rewrites import replay
 from kir.specialise import specialise
 from kir.syntax import format_kernel, parse_kernel
 

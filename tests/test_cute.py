@@ -22,6 +22,7 @@ import pytest
 from kir.backend import Artifact
 from kir.backends.cute import BACKEND
 from kir.backends.cute.generate import generate
+from kir.derivation import replay
 from kir.errors import (
     CompileError,
     EvaluationError,
@@ -32,7 +33,6 @@ from kir.errors import (
 from kir.inputs import random_inputs
 from kir.interpret import oracle, run
 from kir.ir import Kernel
-from kir.rewrites import replay
 from kir.syntax import parse, parse_kernel
 
 pytestmark = pytest.mark.cute

@@ -12,12 +12,12 @@ from example_cases import CASES, EXAMPLES, Array, Case, Dims
 from kir.backend import Executable
 from kir.backends.triton import BACKEND as TRITON
 from kir.check import check_kernel, check_module
+from kir.derivation import replay
 from kir.graphs import resolve
 from kir.inputs import random_inputs
 from kir.interpret import Bounded, oracle, oracle_graph, run, run_graph
 from kir.ir import Graph, Kernel, Module
 from kir.pipeline import LOOPS, Target, choose_steps, compile, schedule
-from kir.rewrites import replay
 from kir.specialise import specialise
 from kir.syntax import format_kernel, format_module, parse, parse_kernel
 

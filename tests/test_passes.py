@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kir.check import check_kernel, validate
+from kir.derivation import replay
 from kir.ir import Kernel
 from kir.pipeline import Target, choose_steps
-from kir.rewrites import replay
 from kir.specialise import specialise
 from kir.syntax import format_kernel as text_of
 from kir.syntax import load, parse, parse_kernel

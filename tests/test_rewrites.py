@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from kir.check import check_kernel
+from kir.derivation import replay
 from kir.errors import RewriteError, ScheduleError
 from kir.inputs import random_inputs
 from kir.interpret import run
 from kir.ir import Kernel, Schedule, Step, StepArg
-from kir.rewrites import REWRITES, apply_step, make_rewrite, replay
+from kir.rewrites import REWRITES, apply_step, make_rewrite
 from kir.syntax import format_kernel, parse, parse_kernel
 
 

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kir.check import check_kernel
+from kir.derivation import replay
 from kir.errors import RewriteError
 from kir.inputs import random_inputs
 from kir.interpret import run
 from kir.ir import Buffer, Define, Kernel, Loop, Step, StepArg
-from kir.rewrites import apply_step, replay
+from kir.rewrites import apply_step
 from kir.rewrites.base import Block, buffers_of, loops_of, map_blocks
 from kir.syntax import format_kernel, parse_kernel
 

@@ -15,11 +15,11 @@ from kir.backend import Arrays, Artifact, Backend, Executable, Manifest
 from kir.backends.accel import emit, simulator, toolchain
 from kir.backends.accel.machine import Machine, find, known
 from kir.backends.accel.program import Program, program
+from kir.derivation import replay
 from kir.dtypes import DTYPES
 from kir.errors import InputDataError, MissingHardwareError, UnsupportedError, UsageError
 from kir.ir import Kernel, Param, Step
 from kir.plan.accel import Chip, plain, plan
-from kir.rewrites import replay
 from kir.specialise import evaluate, infer_dims
 from kir.syntax import format_expr
 

@@ -121,8 +121,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Print a kernel at a stage; with --passes, the derivation step by step."""
+    from kir.derivation import replay
     from kir.pipeline import LOOPS, Target, choose_steps, is_scheduled
-    from kir.rewrites import replay
     from kir.specialise import specialise
 
     if stage not in ("spec", "loops", "scheduled"):

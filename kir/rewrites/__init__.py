@@ -1,6 +1,6 @@
 """The rewrites: named, typed functions IR -> IR. `REWRITES` is the table of all of them.
 
-A derivation is a list of `ir.Step`s; `replay` applies it and gives the kernel after every step.
+A derivation is a list of `ir.Step`s (`kir.derivation`). `legal_moves` lists what may be done next.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from kir.errors import RewriteError, ScheduleError
 from kir.ir import Kernel, Step, StepArg
-from kir.rewrites.base import Rewrite
+from kir.rewrites.base import EFFECTS, Choice, Domain, Effect, Move, Rewrite, Whole
 from kir.rewrites.inline import Inline
 from kir.rewrites.loops import Bind, Fission, Fuse, Hint, Reorder, Split, Unroll
 from kir.rewrites.lower import Loops
@@ -23,7 +23,6 @@ from kir.rewrites.masks import Unmask
 from kir.rewrites.memory import Contract, SetSpace
 from kir.rewrites.reduction import ContractFma, RFactor
 from kir.rewrites.stage import Stage
-from kir.syntax import format_step
 
 _ALL: tuple[type[Rewrite], ...] = (
     Inline,
@@ -62,14 +61,53 @@ def make_rewrite(step: Step) -> Rewrite:
             raise _wrong(step, f"has no argument `{key}`")
         if key in given:
             raise _wrong(step, f"has the argument `{key}` twice")
-        if not _fits(value, types_of[key]):
+        if not _fits(value, types_of[key]) and not _group(value, key, types_of):
             raise _wrong(step, f"takes {_spell(types_of[key])} as `{key}`, not {value!r}")
         given[key] = value
     for f in fields(made):
         if f.name not in given and f.default is MISSING:
             raise _wrong(step, f"needs the argument `{f.name}`")
     values: dict[str, Any] = dict(given)
+    first = next(iter(types_of), "")
+    if isinstance(values.get(first), tuple) and types_of[first] is str:
+        return Each(tuple(made(**{**values, first: name}) for name in values[first]))
     return made(**values)
+
+
+@dataclass(frozen=True)
+class Each(Rewrite):
+    """A step whose first argument is a group of names where one is due: `split((i, j), 8)` is
+    `split(i, 8)`, then `split(j, 8)`."""
+
+    name: ClassVar[str] = "each"
+    effect: ClassVar[Effect] = "approximates"
+    parts: tuple[Rewrite, ...]
+
+    def edit(self, kernel: Kernel) -> Kernel:
+        for part in self.parts:
+            kernel = part.apply(kernel)
+        return kernel
+
+    def effect_on(self, kernel: Kernel) -> Effect:
+        found: Effect = "exact"
+        for part in self.parts:
+            found = max(found, part.effect_on(kernel), key=EFFECTS.index)
+            kernel = part.apply(kernel)
+        return found
+
+    def bound(self) -> str:
+        return "; ".join(dict.fromkeys(b for p in self.parts if (b := p.bound())))
+
+    def forward(self, before: Kernel, after: Kernel) -> dict[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {}
+        for part in self.parts:
+            after = part.apply(before)
+            step = part.forward(before, after)
+            moved = {
+                n: tuple(w for m in now for w in step.get(m, (m,))) for n, now in found.items()
+            }
+            found, before = {**step, **moved}, after
+        return found
 
 
 def apply_step(kernel: Kernel, step: Step) -> Kernel:
@@ -77,17 +115,41 @@ def apply_step(kernel: Kernel, step: Step) -> Kernel:
     return make_rewrite(step).apply(kernel)
 
 
-def replay(kernel: Kernel, steps: Iterable[Step]) -> list[tuple[Step, Kernel]]:
-    """Each step with the kernel after it. A refusal says which step it was."""
-    done: list[tuple[Step, Kernel]] = []
-    for number, step in enumerate(steps, 1):
-        try:
-            kernel = apply_step(kernel, step)
-        except RewriteError as error:
-            error.message = f"step {number}, `{format_step(step)}`: {error.message}"
-            raise
-        done.append((step, kernel))
-    return done
+def canonical(step: Step) -> Step:
+    """The step as it is always written: arguments without a default by place, others by name,
+    defaults left out. ScheduleError for a bad step."""
+    types_of = _field_types(REWRITES[step.rewrite]) if step.rewrite in REWRITES else {}
+    make_rewrite(step)
+    given = {**dict(zip(types_of, step.args, strict=False)), **dict(step.options)}
+    defaults = {f.name: f.default for f in fields(REWRITES[step.rewrite])}
+    args = tuple(given[n] for n in types_of if defaults[n] is MISSING)
+    options = tuple(
+        (n, given[n])
+        for n in types_of
+        if defaults[n] is not MISSING and n in given and given[n] != defaults[n]
+    )
+    return Step(step.rewrite, args, options, span=step.span)
+
+
+def refusal(kernel: Kernel, step: Step) -> RewriteError | None:
+    """Why a step is illegal on `kernel`, or None. Quicker than applying it: nothing is tidied."""
+    try:
+        make_rewrite(step).edit(kernel)
+    except RewriteError as error:
+        return error
+    return None
+
+
+def legal_moves(kernel: Kernel, names: Iterable[str] | None = None) -> tuple[Move, ...]:
+    """All legal moves on `kernel` (of the rewrites in `names`), each with the domains of the
+    parameters it leaves open, in the order of the table and of the code."""
+    chosen = REWRITES.values() if names is None else [REWRITES[n] for n in names]
+    return tuple(
+        move
+        for rewrite in chosen
+        for move in rewrite.candidates(kernel)
+        if refusal(kernel, move.step()) is None
+    )
 
 
 @cache
@@ -103,6 +165,12 @@ def _fits(value: StepArg, wanted: Any) -> bool:
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(v, args[0]) for v in value)
     return type(value) is wanted
+
+
+def _group(value: StepArg, key: str, types_of: dict[str, Any]) -> bool:
+    """Whether `value` is a group of names for a first argument that is one name."""
+    first = key == next(iter(types_of)) and types_of[key] is str
+    return first and isinstance(value, tuple) and bool(value) and _fits(value, tuple[str, ...])
 
 
 def _spell(wanted: Any) -> str:
@@ -127,4 +195,18 @@ def _wrong(step: Step, what: str) -> ScheduleError:
     return ScheduleError(f"`{step.rewrite}` {what}", hint=f"its form is `{usage}`", span=step.span)
 
 
-__all__ = ["REWRITES", "Rewrite", "apply_step", "make_rewrite", "replay"]
+__all__ = [
+    "EFFECTS",
+    "REWRITES",
+    "Choice",
+    "Domain",
+    "Effect",
+    "Move",
+    "Rewrite",
+    "Whole",
+    "apply_step",
+    "canonical",
+    "legal_moves",
+    "make_rewrite",
+    "refusal",
+]

@@ -8,6 +8,7 @@ place underlined. Nothing here mutates: blocks are rebuilt, what did not change 
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,8 @@ from kir.ir import (
     Node,
     Read,
     Reduce,
+    Step,
+    StepArg,
     Stmt,
     Store,
     Var,
@@ -37,13 +40,16 @@ from kir.ir import (
 from kir.simplify import simplify
 
 Effect = Literal["exact", "reassociates", "approximates"]
+EFFECTS: tuple[Effect, ...] = ("exact", "reassociates", "approximates")
+"""From the weakest to the strongest."""
 Block = tuple[Stmt, ...]
 
 
 @dataclass(frozen=True)
 class Rewrite(ABC):
     """One move. `effect` is the most it may do to a float result: `exact` leaves every bit,
-    `reassociates` changes the order of reductions, `approximates` changes roundings."""
+    `reassociates` changes the order of reductions or uses the laws of the real numbers,
+    `approximates` changes roundings; `bound` then states by how much."""
 
     name: ClassVar[str]
     effect: ClassVar[Effect]
@@ -55,6 +61,70 @@ class Rewrite(ABC):
     @abstractmethod
     def edit(self, kernel: Kernel) -> Kernel:
         """The edit itself, after its precondition was checked."""
+
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        """Moves that may be legal on `kernel`: every legal one is among them. Cheap to list;
+        `legal_moves` drops those whose sample is refused."""
+        return iter(())
+
+    def effect_on(self, kernel: Kernel) -> Effect:
+        """What it does to float results on this very kernel: at most `effect`."""
+        return self.effect
+
+    def bound(self) -> str:
+        """Of one that approximates: the error it may add, in words and units roundoff."""
+        return ""
+
+    def forward(self, before: Kernel, after: Kernel) -> dict[str, tuple[str, ...]]:
+        """Loops, buffers and definitions of `before` that changed their name, to what they are
+        called in `after`, most alike first; what is gone has no names. Others keep theirs."""
+        gone = names_in(before) - names_in(after)
+        return dict.fromkeys(sorted(gone), ())
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Any whole number from `low` to `high` (None: no limit); `tries` are worth trying first."""
+
+    low: int
+    high: int | None
+    tries: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of these values."""
+
+    values: tuple[StepArg, ...]
+
+    @property
+    def tries(self) -> tuple[StepArg, ...]:
+        return self.values
+
+
+Domain = Whole | Choice
+
+
+@dataclass(frozen=True)
+class Move:
+    """A step with some parameters left open. Its legality depends on `fixed` alone: all values
+    in the `domains` are as legal as the first ones."""
+
+    rewrite: str
+    fixed: tuple[tuple[str, StepArg], ...] = ()
+    domains: tuple[tuple[str, Domain], ...] = ()
+
+    def step(self, **values: StepArg) -> Step:
+        """The step with the open parameters given; those left out take their first try."""
+        chosen = {name: values.get(name, domain.tries[0]) for name, domain in self.domains}
+        return Step(self.rewrite, options=(*self.fixed, *chosen.items()))
+
+    def steps(self) -> Iterator[Step]:
+        """The step under every combination of tries."""
+        names = [name for name, _ in self.domains]
+        for values in itertools.product(*(domain.tries for _, domain in self.domains)):
+            yield self.step(**dict(zip(names, values, strict=True)))
 
 
 def refuse(
