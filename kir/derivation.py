@@ -102,28 +102,30 @@ def replay(kernel: Kernel, steps: Iterable[Step]) -> list[tuple[Step, Kernel]]:
     """Each step with the kernel after it. A refusal says which step it was, and, where it names
     something that an earlier step renamed or removed, which one did."""
     done: list[tuple[Step, Kernel]] = []
+    stages = [kernel]
     for number, step in enumerate(steps, 1):
         try:
             after = make_rewrite(step).apply(kernel)
         except RewriteError as error:
             error.message = f"step {number}, `{format_step(step)}`: {error.message}"
-            lost = _lost(step, kernel, done)
+            lost = _lost(step, stages, [s for s, _ in done])
             if lost:
                 error.hint = f"{lost}; {error.hint}" if error.hint else lost
             raise
         done.append((step, after))
+        stages.append(after)
         kernel = after
     return done
 
 
-def _lost(step: Step, kernel: Kernel, done: list[tuple[Step, Kernel]]) -> str | None:
-    """Which step took a name that `step` uses and the kernel does not have any more."""
-    here = names_in(kernel)
+def _lost(step: Step, stages: list[Kernel], done: list[Step]) -> str | None:
+    """Which of the steps `done` took a name that `step` uses and the kernel no longer has."""
+    here = names_in(stages[-1])
     for name in _words(step.args) + _words(tuple(v for _, v in step.options)):
         if name in here:
             continue
-        for number in range(len(done), 1, -1):
-            earlier, before, after = done[number - 1][0], done[number - 2][1], done[number - 1][1]
+        for number in range(len(done), 0, -1):
+            earlier, before, after = done[number - 1], stages[number - 1], stages[number]
             if name not in names_in(before) or name in names_in(after):
                 continue
             now = make_rewrite(earlier).forward(before, after).get(name, ())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from kir.backend import Arrays, Artifact, Backend, Executable, get_backend
-from kir.derivation import replay
+from kir.derivation import from_json, replay
 from kir.errors import ScheduleError, UsageError
 from kir.graphs import resolve
-from kir.ir import Define, Graph, Kernel, Module, Reduce, Step, walk
+from kir.ir import Define, Graph, Kernel, Module, Reduce, Schedule, Step, walk
 from kir.specialise import infer_dims, specialise
 from kir.syntax import load, parse
 
@@ -68,16 +69,57 @@ def choose_steps(
         return target.backend.default_schedule(kernel, target.name, target.chip)
     schedules = module.schedules() if module else {}
     if choice in schedules:
-        return schedules[choice].steps
+        return expand(schedules[choice], schedules)
     if not Path(choice).exists():
         known = ", ".join(schedules) or "none in this file"
         raise ScheduleError(
             f"there is no schedule or file `{choice}`", hint=f"schedules here: {known}"
         )
-    found = [s for s in parse(load(choice)).schedules().values() if s.kernel == kernel.name]
+    if choice.endswith(".json"):
+        derivation = from_json(load(choice).text)
+        if derivation.kernel != kernel.name:
+            raise ScheduleError(f"{choice} derives `{derivation.kernel}`, not `{kernel.name}`")
+        return derivation.steps
+    own = parse(load(choice)).schedules()
+    found = [s for s in own.values() if s.kernel == kernel.name]
     if len(found) != 1:
         raise ScheduleError(f"{choice} holds {len(found)} schedules of `{kernel.name}`, not one")
-    return found[0].steps
+    return expand(found[0], {**schedules, **own})
+
+
+def expand(schedule: Schedule, known: Mapping[str, Schedule]) -> tuple[Step, ...]:
+    """The steps of a schedule, each `use(other)` replaced by the steps of `other`.
+
+    Raises ScheduleError for an unknown one, one of another kernel, or one that uses itself.
+    """
+    return tuple(_expanded(schedule, known, ()))
+
+
+def _expanded(
+    schedule: Schedule, known: Mapping[str, Schedule], around: tuple[str, ...]
+) -> Iterator[Step]:
+    for step in schedule.steps:
+        if step.rewrite != "use":
+            yield step
+            continue
+        name = step.args[0] if len(step.args) == 1 and not step.options else None
+        if not isinstance(name, str):
+            raise ScheduleError("`use` takes the name of a schedule", span=step.span,
+                                hint="its form is `use(name)`")  # fmt: skip
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or list(known)
+            raise ScheduleError(f"there is no schedule `{name}`", span=step.span,
+                                hint="there is: " + ", ".join(near))  # fmt: skip
+        if name in (*around, schedule.name):
+            raise ScheduleError(f"`{name}` uses itself", span=step.span,
+                                hint="write its steps out once")  # fmt: skip
+        if known[name].kernel != schedule.kernel:
+            raise ScheduleError(
+                f"`{name}` is a schedule of `{known[name].kernel}`, not of `{schedule.kernel}`",
+                span=step.span,
+                hint="both are of one kernel",
+            )
+        yield from _expanded(known[name], known, (*around, schedule.name))
 
 
 def schedule(kernel: Kernel, steps: tuple[Step, ...]) -> Kernel:
