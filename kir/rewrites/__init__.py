@@ -16,12 +16,15 @@ from typing import Any, ClassVar
 from kir.errors import RewriteError, ScheduleError
 from kir.ir import Kernel, Step, StepArg
 from kir.rewrites.base import EFFECTS, Choice, Domain, Effect, Move, Rewrite, Whole
+from kir.rewrites.fuse import Fuse
 from kir.rewrites.inline import Inline
-from kir.rewrites.loops import Bind, Fission, Fuse, Hint, Reorder, Split, Unroll
+from kir.rewrites.kinds import Bind, Hint, Unroll
+from kir.rewrites.loops import Fission, Reorder
 from kir.rewrites.lower import Loops
 from kir.rewrites.masks import Unmask
 from kir.rewrites.memory import Contract, SetSpace
 from kir.rewrites.reduction import ContractFma, RFactor
+from kir.rewrites.split import Split
 from kir.rewrites.stage import Stage
 
 _ALL: tuple[type[Rewrite], ...] = (

@@ -1,38 +1,28 @@
-"""Rewrites of loops: `split`, `reorder`, `fuse`, `fission`, `bind`, `unroll`, `hint`."""
+"""The order of loops: `reorder`, `fission`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from kir.ir import (
-    LOOP_KINDS,
-    Axis,
     Buffer,
     Const,
-    Define,
     Expr,
     Kernel,
     Loop,
-    Op,
     Read,
     Stmt,
     Store,
     Var,
-    const,
     substitute,
     walk,
 )
-from kir.ops import op
 from kir.rewrites.base import (
     Block,
     Effect,
     Rewrite,
     buffers_of,
-    copy_with_fresh_names,
-    edit_block,
-    extent_of,
     find_loop,
     fresh,
     guarded,
@@ -47,91 +37,12 @@ from kir.rewrites.base import (
 from kir.rewrites.legality import (
     accesses,
     carried,
-    conflict,
     crossing,
     fission_conflict,
-    fusion_conflict,
-    parallel_conflict,
     reorder_conflict,
     stored_in,
 )
-from kir.simplify import linear, simplify
-
-UNROLL_LIMIT = 4096
-"""The most statements `unroll` may make."""
-
-
-@dataclass(frozen=True)
-class Split(Rewrite):
-    """`split(i, factor, outer = name, inner = name)`: one loop becomes two.
-
-    Before::
-
-        for i: N { y[i] = x[i] }
-
-    After `split(i, 8)`::
-
-        for i_o: cdiv(N, 8) {
-          for i: 8 where i_o*8 + i < N { y[i_o*8 + i] = x[i_o*8 + i] }
-        }
-
-    The mask is left out where the factor provably divides the extent. Both loops are of the
-    old one's kind; its hints stay on the outer one.
-    """
-
-    name: ClassVar[str] = "split"
-    effect: ClassVar[Effect] = "exact"
-    loop: str
-    factor: int
-    outer: str | None = None
-    inner: str | None = None
-
-    def edit(self, kernel: Kernel) -> Kernel:
-        loop = find_loop(kernel, self.loop)
-        if self.factor < 1:
-            refuse(kernel, f"a loop cannot be split by {self.factor}", node=loop)
-        if any(isinstance(n, Define) and Var(self.loop) in n.dims for n in walk(loop)):
-            require_loops(kernel, (loop,))  # a recurrence is defined over this very index
-        used = names_in(kernel) - {self.loop}
-        for chosen in (self.outer, self.inner):
-            if chosen is not None and chosen in used:
-                refuse(kernel, f"the name `{chosen}` is taken", node=loop)
-        inner = self.inner or self.loop
-        used.add(inner)
-        outer = self.outer or fresh(f"{self.loop}_o", used)
-        if outer == inner:
-            refuse(kernel, "the two loops cannot have one name", node=loop)
-        extent = loop.axis.extent
-        index = op("add", op("mul", Var(outer), const(self.factor)), Var(inner))
-        mask = () if divides(kernel, extent, self.factor) else (op("lt", index, extent),)
-        here: dict[str, Expr] = {self.loop: index}
-        where = tuple(substitute(c, here) for c in loop.where)
-        body = tuple(substitute(s, here) for s in loop.body)
-        if mask and reads_tensors(where):  # these reads may be in bounds under the mask only
-            where, body = (), guarded(where, body)
-        below = Loop(loop.kind, Axis(inner, const(self.factor)), mask + where, body, span=loop.span)
-        axis = Axis(outer, op("cdiv", extent, const(self.factor)), span=loop.axis.span)
-        above = Loop(loop.kind, axis, (), (below,), loop.hints, span=loop.span)
-        return replace_stmt(kernel, loop, (above,))
-
-
-def reads_tensors(conditions: Iterable[Expr]) -> bool:
-    return any(isinstance(n, Read) for c in conditions for n in walk(c))
-
-
-def divides(kernel: Kernel, extent: Expr, factor: int) -> bool:
-    """Whether `factor` divides `extent` by its form or by a constraint `N % c == 0`."""
-    form = linear(simplify(extent))
-    if form.constant % factor:
-        return False
-    known = dict[Expr, int]()
-    for c in kernel.constraints:
-        match c:
-            case Op("eq", (Op("mod", (value, Const(modulus))), Const(0))) if int(modulus) > 0:
-                known[value] = max(known.get(value, 1), int(modulus))
-    return known.get(extent, 1) % factor == 0 or all(
-        (c * known.get(atom, 1)) % factor == 0 for atom, c in form.terms.items()
-    )
+from kir.rewrites.split import reads_tensors
 
 
 @dataclass(frozen=True)
@@ -230,81 +141,6 @@ class Reorder(Rewrite):
                 if found:
                     refuse(kernel, f"`{a}` and `{b}` cannot change places: {found}", node=outer)
                 return
-
-
-@dataclass(frozen=True)
-class Fuse(Rewrite):
-    """`fuse(i, j)`: two loops of one block, equal in extent and kind, become one, called `i`.
-
-    Before::
-
-        for i: M { a[i] = x[i] }
-        for j: M { y[j] = a[j] }
-
-    After::
-
-        for i: M {
-          a[i] = x[i]
-          y[i] = a[i]
-        }
-
-    Statements between them move before or behind where they are independent. Masks that differ
-    become guards. Refused where an iteration of `j` needs a later one of `i`.
-    """
-
-    name: ClassVar[str] = "fuse"
-    effect: ClassVar[Effect] = "exact"
-    loop: str
-    second: str
-
-    def edit(self, kernel: Kernel) -> Kernel:
-        a, b = find_loop(kernel, self.loop), find_loop(kernel, self.second)
-        if a is b or a.kind != b.kind:
-            what = "the same loop" if a is b else "of different kinds; `bind` them alike first"
-            refuse(kernel, f"`{self.loop}` and `{self.second}` are {what}", node=b)
-        if simplify(a.axis.extent) != simplify(b.axis.extent):
-            refuse(kernel, "the extents of the two loops differ", node=b)
-
-        def edit(block: Block, k: int) -> Sequence[Stmt]:
-            at = next((n for n, s in enumerate(block) if s is b), None)
-            if at is None or at < k:
-                refuse(
-                    kernel,
-                    f"`{self.second}` does not follow `{self.loop}` in its block",
-                    node=b,
-                    hint="loops around them are fused first",
-                )
-            found = fusion_conflict(kernel, a, b)
-            if found:
-                refuse(kernel, f"`{self.second}` must wait for `{self.loop}`: {found}", node=b)
-            before, after = self._moved(kernel, a, b, block[k + 1 : at])
-            return (*block[:k], *before, self._joined(a, b), *after, *block[at + 1 :])
-
-        return edit_block(kernel, a, edit)
-
-    def _moved(self, kernel: Kernel, a: Loop, b: Loop, between: Block) -> tuple[Block, Block]:
-        before: list[Stmt] = []
-        after: list[Stmt] = []
-        for s in between:
-            blocked = conflict((s,), (a, *after)) or conflict((a, *after), (s,))
-            if not blocked:
-                before.append(s)
-            else:
-                stays = conflict((s,), (b,)) or conflict((b,), (s,))
-                if stays:
-                    refuse(kernel, f"this stands between the two loops: {stays}", node=s)
-                after.append(s)
-        return tuple(before), tuple(after)
-
-    def _joined(self, a: Loop, b: Loop) -> Loop:
-        here: dict[str, Expr] = {b.axis.name: Var(a.axis.name)}
-        where = tuple(substitute(c, here) for c in b.where)
-        body = tuple(substitute(s, here) for s in b.body)
-        hints = tuple(dict((*b.hints, *a.hints)).items())
-        if where == a.where and not stored_in(where, a.body):
-            return replace(a, body=a.body + body, hints=hints)
-        both = (*guarded(a.where, a.body), *guarded(where, body))
-        return replace(a, where=(), body=both, hints=hints)
 
 
 @dataclass(frozen=True)
@@ -423,130 +259,3 @@ class Fission(Rewrite):
 
 def _constant(b: Buffer) -> bool:
     return b.init is None or not any(isinstance(n, Var | Read) for n in walk(b.init))
-
-
-@dataclass(frozen=True)
-class Bind(Rewrite):
-    """`bind(i, kind)`: makes a loop a `for`, `grid`, `tile` or `unroll`.
-
-    Before::
-
-        for i: M { y[i] = x[i] }
-
-    After `bind(i, grid)`::
-
-        grid i: M { y[i] = x[i] }
-
-    The promise is checked: `grid` and `tile` must carry no dependence (recognised reductions
-    aside), `tile` and `unroll` have a constant extent, and a `grid` stands under `grid`s, or
-    under a `for` of the host.
-    """
-
-    name: ClassVar[str] = "bind"
-    effect: ClassVar[Effect] = "reassociates"
-    loop: str
-    kind: str
-
-    def edit(self, kernel: Kernel) -> Kernel:
-        loop = find_loop(kernel, self.loop)
-        if self.kind not in LOOP_KINDS:
-            refuse(kernel, f"`{self.kind}` is no kind of loop", hint=", ".join(LOOP_KINDS))
-        if self.kind in ("tile", "unroll") and extent_of(loop) is None:
-            refuse(
-                kernel,
-                f"the extent of `{self.loop}` is not constant, as `{self.kind}` needs",
-                node=loop,
-                hint=f"`split({self.loop}, 64)` gives an inner loop of constant extent",
-            )
-        if self.kind in ("grid", "tile"):
-            found = parallel_conflict(kernel, loop)
-            if found:
-                refuse(
-                    kernel,
-                    f"`{self.loop}` carries a dependence: {found}",
-                    node=loop,
-                    hint="leave it a `for`; bind another loop, or split this one by `fission`",
-                )
-        if self.kind == "grid":
-            self._check_grid(kernel, loop)
-        return replace_stmt(kernel, loop, (replace(loop, kind=self.kind),))
-
-    def _check_grid(self, kernel: Kernel, loop: Loop) -> None:
-        around = [s for s in path_to(kernel.body, loop) or () if isinstance(s, Loop)]
-        kinds = [s.kind for s in around]
-        inner = next((k for k, kind in enumerate(kinds) if kind == "grid"), len(kinds))
-        if any(k in ("tile", "unroll") for k in kinds) or "for" in kinds[inner:]:
-            refuse(kernel, f"a grid cannot stand inside a {kinds[-1]}", node=loop)
-        held = {b.name: b for b in buffers_of(kernel.body) if b.space != "global"}
-        for access in accesses((loop,)):
-            if access.tensor in held:
-                refuse(
-                    kernel,
-                    f"`{access.tensor}` is in {held[access.tensor].space}, outside of the grid",
-                    node=held[access.tensor],
-                    hint="`contract` moves a buffer into the loops that use it",
-                )
-
-
-@dataclass(frozen=True)
-class Unroll(Rewrite):
-    """`unroll(i)`: a loop of constant extent becomes copies of its body.
-
-    Before::
-
-        for i: 2 { y[i] = x[i] }
-
-    After::
-
-        y[0] = x[0]
-        y[1] = x[1]
-
-    Loops and buffers inside get fresh names in all copies but the first.
-    """
-
-    name: ClassVar[str] = "unroll"
-    effect: ClassVar[Effect] = "exact"
-    loop: str
-
-    def edit(self, kernel: Kernel) -> Kernel:
-        loop = find_loop(kernel, self.loop)
-        extent = extent_of(loop)
-        if extent is None:
-            refuse(kernel, f"the extent of `{self.loop}` is not constant", node=loop)
-        require_loops(kernel, (loop,))
-        size = sum(isinstance(n, Stmt) for n in walk(loop)) - 1
-        if extent * size > UNROLL_LIMIT:
-            refuse(kernel, f"unrolling would make {extent * size} statements", node=loop)
-        used = names_in(kernel)
-        made: list[Stmt] = []
-        for k in range(extent):
-            body = loop.body if k == 0 else copy_with_fresh_names(loop.body, used)
-            here: dict[str, Expr] = {self.loop: const(k)}
-            where = tuple(substitute(c, here) for c in loop.where)
-            made.extend(guarded(where, tuple(substitute(s, here) for s in body)))
-        return replace_stmt(kernel, loop, made)
-
-
-@dataclass(frozen=True)
-class Hint(Rewrite):
-    """`hint(i, name, value)`: a hint on a loop; backends may heed it, results never change.
-
-    Before::
-
-        grid i: M { ... }
-
-    After `hint(i, num_warps, 8)`::
-
-        grid i: M hint(num_warps = 8) { ... }
-    """
-
-    name: ClassVar[str] = "hint"
-    effect: ClassVar[Effect] = "exact"
-    loop: str
-    key: str
-    value: int
-
-    def edit(self, kernel: Kernel) -> Kernel:
-        loop = find_loop(kernel, self.loop)
-        hints = {**dict(loop.hints), self.key: self.value}
-        return replace_stmt(kernel, loop, (replace(loop, hints=tuple(hints.items())),))
