@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from kir.errors import RewriteError, ScheduleError
 from kir.ir import Kernel, Step, StepArg
 from kir.rewrites.base import EFFECTS, Choice, Domain, Effect, Move, Rewrite, Whole
-from kir.rewrites.fuse import Fuse
+from kir.rewrites.fuse import Fuse, Merge
 from kir.rewrites.inline import Inline
 from kir.rewrites.kinds import Bind, Hint, Unroll
 from kir.rewrites.loops import Fission, Reorder
@@ -33,6 +33,7 @@ _ALL: tuple[type[Rewrite], ...] = (
     Split,
     Reorder,
     Fuse,
+    Merge,
     Fission,
     Bind,
     Unroll,

@@ -6,22 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from kir.ir import (
-    Expr,
-    Kernel,
-    Loop,
-    Stmt,
-    Var,
-    substitute,
-)
+from kir.ir import Axis, Buffer, Expr, If, Kernel, Loop, Stmt, Var, substitute, walk
 from kir.rewrites.base import (
     Block,
     Effect,
     Rewrite,
+    buffers_of,
     edit_block,
     find_loop,
+    fresh,
     guarded,
+    names_in,
+    path_to,
     refuse,
+    rename,
 )
 from kir.rewrites.legality import (
     conflict,
@@ -63,44 +61,185 @@ class Fuse(Rewrite):
             refuse(kernel, f"`{self.loop}` and `{self.second}` are {what}", node=b)
         if simplify(a.axis.extent) != simplify(b.axis.extent):
             refuse(kernel, "the extents of the two loops differ", node=b)
+        block = block_of(kernel, a)
+        if not any(s is b for s in _after(block, a)):
+            refuse(
+                kernel,
+                f"`{self.second}` does not follow `{self.loop}` in its block",
+                node=b,
+                hint="loops around them are fused first",
+            )
+        return _fused(kernel, a, b, kernel)[0]
 
-        def edit(block: Block, k: int) -> Sequence[Stmt]:
-            at = next((n for n, s in enumerate(block) if s is b), None)
-            if at is None or at < k:
+    def forward(self, before: Kernel, after: Kernel) -> dict[str, tuple[str, ...]]:
+        return {self.second: (self.loop,)}
+
+
+@dataclass(frozen=True)
+class Merge(Rewrite):
+    """`merge(i, depth = 1, until = j)`: the nest at `i` and all nests like it that follow in its
+    block become one, `depth` loops deep.
+
+    Before::
+
+        for i: M { for k: N { a[i, k] = x[i, k] } }
+        buffer s: f32[M] in global = 0.0
+        for i_2: M { for k_2: N { s[i_2] += a[i_2, k_2] } }
+        for i_3: M { y[i_3] = s[i_3] }
+
+    After `merge(i, 2, until = i_2)`::
+
+        buffer s: f32[M] in global = 0.0
+        for i: M {
+          for k: N {
+            a[i, k] = x[i, k]
+            s[i] += a[i, k]
+          }
+        }
+        for i_3: M { y[i_3] = s[i_3] }
+
+    Alike are loops of equal kind and extent; they are fused one after the other, as by `fuse`,
+    then the first loop in the body with those like it there, and so on. Statements in between
+    move before or behind where they are independent, so buffers come to stand in front. With
+    `until` the outermost loop takes in no nest behind that one. Refused where some pair cannot
+    be fused, or at some depth there is nothing to fuse.
+    """
+
+    name: ClassVar[str] = "merge"
+    effect: ClassVar[Effect] = "exact"
+    loop: str
+    depth: int = 1
+    until: str | None = None
+
+    def edit(self, kernel: Kernel) -> Kernel:
+        return self._merged(kernel)[0]
+
+    def forward(self, before: Kernel, after: Kernel) -> dict[str, tuple[str, ...]]:
+        return self._merged(before)[1]
+
+    def _merged(self, kernel: Kernel) -> tuple[Kernel, dict[str, tuple[str, ...]]]:
+        """The kernel after, and what the loops that were taken in are called there."""
+        if self.depth < 1:
+            refuse(kernel, f"nests cannot be merged {self.depth} deep")
+        given, loop = kernel, find_loop(kernel, self.loop)
+        moved: dict[str, tuple[str, ...]] = {}
+        for level in range(self.depth):
+            others = _alike(kernel, loop)
+            if level == 0 and self.until is not None:
+                others = self._limited(kernel, loop, others)
+            if not others:
+                name = loop.axis.name
                 refuse(
-                    kernel,
-                    f"`{self.second}` does not follow `{self.loop}` in its block",
-                    node=b,
-                    hint="loops around them are fused first",
+                    given,
+                    f"no loop of the same kind and extent follows `{name}` in its block",
+                    node=find_loop(given, name),
                 )
-            found = fusion_conflict(kernel, a, b)
-            if found:
-                refuse(kernel, f"`{self.second}` must wait for `{self.loop}`: {found}", node=b)
-            before, after = self._moved(kernel, a, b, block[k + 1 : at])
-            return (*block[:k], *before, self._joined(a, b), *after, *block[at + 1 :])
+            for other in others:
+                kernel, loop = _fused(kernel, loop, other, given)
+                moved[other.axis.name] = (loop.axis.name,)
+            if level + 1 < self.depth:
+                below = next((s for s in loop.body if isinstance(s, Loop)), None)
+                if below is None:
+                    name = loop.axis.name
+                    message = f"there is no loop in the body of `{name}` to merge"
+                    refuse(given, message, node=find_loop(given, name))
+                loop = below
+        return kernel, moved
 
-        return edit_block(kernel, a, edit)
+    def _limited(self, kernel: Kernel, loop: Loop, others: list[Loop]) -> list[Loop]:
+        assert self.until is not None
+        last = find_loop(kernel, self.until)
+        at = next((k for k, s in enumerate(others) if s is last), None)
+        if at is None:
+            refuse(
+                kernel,
+                f"`{self.until}` is no loop like `{self.loop}` that follows it in its block",
+                node=last,
+            )
+        return others[: at + 1]
 
-    def _moved(self, kernel: Kernel, a: Loop, b: Loop, between: Block) -> tuple[Block, Block]:
-        before: list[Stmt] = []
-        after: list[Stmt] = []
-        for s in between:
-            blocked = conflict((s,), (a, *after)) or conflict((a, *after), (s,))
-            if not blocked:
-                before.append(s)
-            else:
-                stays = conflict((s,), (b,)) or conflict((b,), (s,))
-                if stays:
-                    refuse(kernel, f"this stands between the two loops: {stays}", node=s)
-                after.append(s)
-        return tuple(before), tuple(after)
 
-    def _joined(self, a: Loop, b: Loop) -> Loop:
-        here: dict[str, Expr] = {b.axis.name: Var(a.axis.name)}
-        where = tuple(substitute(c, here) for c in b.where)
-        body = tuple(substitute(s, here) for s in b.body)
-        hints = tuple(dict((*b.hints, *a.hints)).items())
-        if where == a.where and not stored_in(where, a.body):
-            return replace(a, body=a.body + body, hints=hints)
-        both = (*guarded(a.where, a.body), *guarded(where, body))
-        return replace(a, where=(), body=both, hints=hints)
+def block_of(kernel: Kernel, stmt: Stmt) -> Block:
+    """The block that holds `stmt` (by identity)."""
+    path = path_to(kernel.body, stmt)
+    assert path is not None
+    if not path:
+        return kernel.body
+    assert isinstance(path[-1], Loop | If)
+    return path[-1].body
+
+
+def _after(block: Block, stmt: Stmt) -> Block:
+    at = next(k for k, s in enumerate(block) if s is stmt)
+    return block[at + 1 :]
+
+
+def _alike(kernel: Kernel, loop: Loop) -> list[Loop]:
+    """The loops of the same kind and extent that follow `loop` in its block."""
+    extent = simplify(loop.axis.extent)
+    return [
+        s
+        for s in _after(block_of(kernel, loop), loop)
+        if isinstance(s, Loop) and s.kind == loop.kind and simplify(s.axis.extent) == extent
+    ]
+
+
+def _fused(kernel: Kernel, a: Loop, b: Loop, given: Kernel) -> tuple[Kernel, Loop]:
+    """`kernel` with `b`, which follows `a` in its block, fused into it; and the new loop.
+
+    A refusal shows `given`, the kernel as it was before other loops were fused.
+    """
+    found = fusion_conflict(kernel, a, b)
+    if found:
+        first, second = a.axis.name, b.axis.name
+        message = f"`{second}` must wait for `{first}`: {found}"
+        refuse(given, message, node=find_loop(given, second))
+    new = _joined(a, _renamed(kernel, a, b))
+
+    def edit(block: Block, k: int) -> Sequence[Stmt]:
+        at = next(n for n, s in enumerate(block) if s is b)
+        before, after = _moved(given, a, b, block[k + 1 : at])
+        return (*block[:k], *before, new, *after, *block[at + 1 :])
+
+    return edit_block(kernel, a, edit), new
+
+
+def _moved(kernel: Kernel, a: Loop, b: Loop, between: Block) -> tuple[Block, Block]:
+    """The statements between `a` and `b`: those that go before both, and those that go behind."""
+    before: list[Stmt] = []
+    after: list[Stmt] = []
+    for s in between:
+        if isinstance(s, Buffer) and any(x.name == s.name for x in buffers_of((a,))):
+            refuse(kernel, f"another buffer inside `{a.axis.name}` is called `{s.name}`", node=s)
+        blocked = conflict((s,), (a, *after)) or conflict((a, *after), (s,))
+        if not blocked:
+            before.append(s)
+        else:
+            stays = conflict((s,), (b,)) or conflict((b,), (s,))
+            if stays:
+                name = stays.first.tensor
+                refuse(kernel, f"this must stay between the two loops because of `{name}`", node=s)
+            after.append(s)
+    return tuple(before), tuple(after)
+
+
+def _renamed(kernel: Kernel, a: Loop, b: Loop) -> Loop:
+    """`b` with other names for what would shadow `a`'s index or a buffer of its body."""
+    taken = {a.axis.name} | {s.name for s in a.body if isinstance(s, Buffer)}
+    bound = {n.name for s in b.body for n in walk(s) if isinstance(n, Axis | Buffer)} & taken
+    if not bound:
+        return b
+    used = names_in(kernel)
+    names = {n: fresh(n, used) for n in sorted(bound)}
+    return replace(b, body=tuple(rename(s, names, names) for s in b.body))
+
+
+def _joined(a: Loop, b: Loop) -> Loop:
+    here: dict[str, Expr] = {b.axis.name: Var(a.axis.name)}
+    where = tuple(substitute(c, here) for c in b.where)
+    body = tuple(substitute(s, here) for s in b.body)
+    hints = tuple(dict((*b.hints, *a.hints)).items())
+    if where == a.where and not stored_in(where, a.body):
+        return replace(a, body=a.body + body, hints=hints)
+    both = (*guarded(a.where, a.body), *guarded(where, body))
+    return replace(a, where=(), body=both, hints=hints)
