@@ -109,6 +109,8 @@ def unify(args: Sequence[Expr], symbol: str, span: Span | None) -> list[Expr]:
 
 
 def _weaken(e: Expr, kind: DType) -> Expr:
+    if e.dtype not in WEAK:  # the condition of a `select`
+        return e
     if isinstance(e, Const):
         value = float(e.value) if kind == WEAK_FLOAT else e.value
         return Const(value, kind, span=e.span)
