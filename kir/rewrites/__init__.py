@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from kir.errors import RewriteError, ScheduleError
 from kir.ir import Kernel, Step, StepArg
+from kir.rewrites.algebra import Factor
 from kir.rewrites.base import EFFECTS, Choice, Domain, Effect, Move, Rewrite, Whole
 from kir.rewrites.fuse import Fuse, Merge
 from kir.rewrites.inline import Inline
@@ -23,12 +24,16 @@ from kir.rewrites.loops import Fission, Reorder
 from kir.rewrites.lower import Loops
 from kir.rewrites.masks import Unmask
 from kir.rewrites.memory import Contract, SetSpace
-from kir.rewrites.reduction import ContractFma, RFactor
+from kir.rewrites.outline import Hoist, Outline
+from kir.rewrites.reduction import ContractFma, ParallelReduce, RFactor
 from kir.rewrites.split import Split
 from kir.rewrites.stage import Stage
 
 _ALL: tuple[type[Rewrite], ...] = (
     Inline,
+    Factor,
+    Outline,
+    Hoist,
     Loops,
     Split,
     Reorder,
@@ -43,6 +48,7 @@ _ALL: tuple[type[Rewrite], ...] = (
     SetSpace,
     Stage,
     RFactor,
+    ParallelReduce,
     ContractFma,
 )
 REWRITES: dict[str, type[Rewrite]] = {r.name: r for r in _ALL}
