@@ -90,8 +90,9 @@ def assert_right(
 
 
 def test_the_table_covers_the_folder() -> None:
+    """But for the kernels from papers, which `test_papers.py` judges."""
     there = {p.relative_to(EXAMPLES).as_posix() for p in EXAMPLES.rglob("*.kir")}
-    assert {c.path for c in CASES} == there
+    assert {c.path for c in CASES} == {path for path in there if not path.startswith("papers/")}
 
 
 @EACH
