@@ -73,14 +73,26 @@ def reads_data(e: Expr) -> bool:
 
 
 def negative(model: Model, extent: Expr, frames: Frames) -> dict[str, int] | None:
-    """Dims and indices for which `extent` is less than 0; None where it never is."""
+    """Dims and indices for which `extent` is less than 0; None where none is found."""
+    try:
+        return _below_zero(model, extent, frames)
+    except Undecided:
+        return None
+
+
+def at_least_zero(model: Model, extent: Expr, frames: Frames) -> bool:
+    """Whether `extent` is shown never to be negative."""
+    try:
+        return _below_zero(model, extent, frames) is None
+    except Undecided:
+        return False
+
+
+def _below_zero(model: Model, extent: Expr, frames: Frames) -> dict[str, int] | None:
     text = Text(model)
     env = text.enter(frames)
     low = text.expr(extent, env)
-    try:
-        found = text.find([f"{low} < 0"])
-    except Undecided:
-        return None
+    found = text.find([f"{low} < 0"])
     return None if found is None else _named(text, found)
 
 

@@ -218,7 +218,11 @@ def _moved(kernel: Kernel, a: Loop, b: Loop, between: Block) -> tuple[Block, Blo
             stays = conflict((s,), (b,)) or conflict((b,), (s,))
             if stays:
                 name = stays.first.tensor
-                refuse(kernel, f"this must stay between the two loops because of `{name}`", node=s)
+                refuse(
+                    kernel,
+                    f"this stands between the two loops, and `{name}` keeps it there",
+                    node=s,
+                )
             after.append(s)
     return tuple(before), tuple(after)
 
