@@ -47,7 +47,7 @@ from kir.rewrites.base import (
     var_names,
 )
 from kir.rewrites.legality import accesses
-from kir.rewrites.memory import check_space, fills
+from kir.rewrites.memory import check_space
 
 
 def regrouping(update: str, dtype: DType) -> Effect:
@@ -84,7 +84,7 @@ class RFactor(Rewrite):
     of `acc` unless another is named. Where the extent of `i` is no constant that is `local` or
     `global`. The combining loops follow the statement of `acc`'s block that accumulates; the one
     over `i` is of its kind (a `for` where that is a `grid`). Refused where that statement does
-    anything to `acc` but update it by one op.
+    anything to `acc` but update it by one op, or `acc` has dims and no value to begin with.
 
     Blocked accumulation (sum short runs apart, in a narrow type, and add these up in a wide one) is
     `split(i, 64)`, `rfactor(acc, i_o, space = local)`, `fuse(i_o, i_o_2)`,
@@ -125,8 +125,6 @@ class RFactor(Rewrite):
 
         def edit(block: Block, _: int) -> Block:
             at = next(k for k, s in enumerate(block) if s is top)
-            if acc.init is None and acc.shape:
-                self._filled(kernel, acc, block[:at])
             return (*block[:at], made, within(top), combine, *block[at + 1 :])
 
         return edit_block(kernel, acc, edit)
@@ -146,6 +144,13 @@ class RFactor(Rewrite):
         for a in uses:
             if a.op in ("read", "write") or a.op != uses[0].op:
                 refuse(kernel, f"`{self.acc}` is not only accumulated here", node=a.node)
+        if acc.init is None and acc.shape:  # the combination updates all of it
+            refuse(
+                kernel,
+                f"not all of `{self.acc}` is known to have a value before it is accumulated",
+                node=acc,
+                hint="give the buffer one where it is declared",
+            )
         return uses[0].op
 
     def _space(self, kernel: Kernel, acc: Buffer, loop: Loop, between: Sequence[Stmt]) -> Space:
@@ -173,26 +178,15 @@ class RFactor(Rewrite):
             )
         return space
 
-    def _filled(self, kernel: Kernel, acc: Buffer, before: Block) -> None:
-        whole = dict(enumerate(acc.shape))
-        if not any(fills(s, self.acc, whole) for s in before):
-            refuse(
-                kernel,
-                f"not all of `{self.acc}` is known to have a value before it is accumulated",
-                node=acc,
-                hint="give the buffer one where it is declared",
-            )
-
     def _combine(self, acc: Buffer, loop: Loop, partial: str, update: str, used: set[str]) -> Loop:
         again = fresh(self.loop, used)
         dims = [fresh(f"{self.acc}_{d}", used) for d in range(len(acc.shape))]
         at = tuple(Var(d) for d in dims)
         stmt: Stmt = Store(self.acc, at, Read(partial, (Var(again), *at), acc.type), update)
         kind = "for" if loop.kind == "grid" else loop.kind
-        found = Loop(kind, Axis(again, loop.axis.extent), (), (stmt,))
         for name, extent in reversed(list(zip(dims, acc.shape, strict=True))):
-            found = Loop("for", Axis(name, extent), (), (found,))
-        return found
+            stmt = Loop("for", Axis(name, extent), (), (stmt,))
+        return Loop(kind, Axis(again, loop.axis.extent), (), (stmt,))
 
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:
