@@ -20,11 +20,13 @@ from kir.rewrites.base import EFFECTS, Choice, Domain, Effect, Move, Rewrite, Wh
 from kir.rewrites.fuse import Fuse, Merge
 from kir.rewrites.inline import Inline
 from kir.rewrites.kinds import Bind, Hint, Unroll
-from kir.rewrites.loops import Fission, Reorder
+from kir.rewrites.loops import Fission, Reorder, Swizzle
 from kir.rewrites.lower import Loops
 from kir.rewrites.masks import Unmask
 from kir.rewrites.memory import Contract, SetSpace
+from kir.rewrites.online import Online
 from kir.rewrites.outline import Hoist, Outline
+from kir.rewrites.pipeline import Pipeline
 from kir.rewrites.reduction import ContractFma, ParallelReduce, RFactor
 from kir.rewrites.split import Split
 from kir.rewrites.stage import Stage
@@ -37,12 +39,14 @@ _ALL: tuple[type[Rewrite], ...] = (
     Loops,
     Split,
     Reorder,
+    Swizzle,
     Fuse,
     Merge,
     Fission,
     Bind,
     Unroll,
     Hint,
+    Pipeline,
     Unmask,
     Contract,
     SetSpace,
@@ -50,6 +54,7 @@ _ALL: tuple[type[Rewrite], ...] = (
     RFactor,
     ParallelReduce,
     ContractFma,
+    Online,
 )
 REWRITES: dict[str, type[Rewrite]] = {r.name: r for r in _ALL}
 
