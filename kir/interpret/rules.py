@@ -88,7 +88,8 @@ def _fma(
     a: Array, ea: Array, b: Array, eb: Array, c: Array, ec: Array
 ) -> tuple[Array, Array, Array]:
     bound = _product_bound(a, ea, b, eb) + ec
-    return a * b + c, bound, _zero_times_infinity(a, ea, b, eb)
+    # fused: rounding the product first would lose digits that cancellation makes count
+    return OPS["fma"].numpy(a, b, c), bound, _zero_times_infinity(a, ea, b, eb)
 
 
 def _div(a: Array, ea: Array, b: Array, eb: Array) -> tuple[Array, Array, Array]:
