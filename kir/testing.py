@@ -331,10 +331,10 @@ def _allowed(
 ) -> dict[str, Bounded]:
     """What `b` may give: what `a` says, within the oracle's bound for `a`, or for `b` as well."""
     dims = dict(case.dims)
-    wanted = oracle(a, arrays, dims)
+    wanted = oracle(a, arrays, dims, contraction=approximates)
     if not approximates and not reals:
         return wanted
-    own = oracle(b, arrays, {d.name: dims[d.name] for d in b.dims})
+    own = oracle(b, arrays, {d.name: dims[d.name] for d in b.dims}, contraction=approximates)
     overflows = case.profile in ("wide", "special")
     return {n: _looser(w, own[n], reals, overflows) for n, w in wanted.items()}
 
