@@ -19,7 +19,7 @@ from kir.rewrites.algebra import Factor
 from kir.rewrites.base import EFFECTS, Choice, Domain, Effect, Move, Rewrite, Whole
 from kir.rewrites.fuse import Fuse, Merge
 from kir.rewrites.inline import Inline
-from kir.rewrites.kinds import Bind, Hint, Unroll
+from kir.rewrites.kinds import Bind, Hint, Unroll, Vectorise
 from kir.rewrites.loops import Fission, Reorder, Swizzle
 from kir.rewrites.lower import Loops
 from kir.rewrites.masks import Unmask
@@ -29,6 +29,7 @@ from kir.rewrites.outline import Hoist, Outline
 from kir.rewrites.pipeline import Pipeline
 from kir.rewrites.reduction import ContractFma, ParallelReduce, RFactor
 from kir.rewrites.split import Split
+from kir.rewrites.split_reduction import SplitK, SplitReduction
 from kir.rewrites.stage import Stage
 
 _ALL: tuple[type[Rewrite], ...] = (
@@ -47,12 +48,15 @@ _ALL: tuple[type[Rewrite], ...] = (
     Unroll,
     Hint,
     Pipeline,
+    Vectorise,
     Unmask,
     Contract,
     SetSpace,
     Stage,
     RFactor,
     ParallelReduce,
+    SplitReduction,
+    SplitK,
     ContractFma,
     Online,
 )

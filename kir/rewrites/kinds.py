@@ -1,7 +1,8 @@
-"""What a loop is: `bind`, `unroll`, `hint`."""
+"""What a loop is: `bind`, `unroll`, `hint`, `vectorise`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,13 +17,17 @@ from kir.ir import (
     walk,
 )
 from kir.rewrites.base import (
+    Block,
     Effect,
+    Move,
     Rewrite,
+    Whole,
     buffers_of,
     copy_with_fresh_names,
     extent_of,
     find_loop,
     guarded,
+    loops_of,
     names_in,
     path_to,
     refuse,
@@ -31,8 +36,10 @@ from kir.rewrites.base import (
 )
 from kir.rewrites.legality import (
     accesses,
+    order_of_updates,
     parallel_conflict,
 )
+from kir.rewrites.split import Split, copied_names
 
 UNROLL_LIMIT = 4096
 """The most statements `unroll` may make."""
@@ -84,6 +91,20 @@ class Bind(Rewrite):
             self._check_grid(kernel, loop)
         return replace_stmt(kernel, loop, (replace(loop, kind=self.kind),))
 
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        """Every loop with every other kind."""
+        for loop in loops_of(kernel.body):
+            for kind in LOOP_KINDS:
+                if kind != loop.kind and (kind in ("for", "grid") or extent_of(loop) is not None):
+                    yield Move("bind", (("loop", loop.axis.name), ("kind", kind)))
+
+    def effect_on(self, kernel: Kernel) -> Effect:
+        """Exact unless iterations that may then run in any order update one element."""
+        if self.kind in ("for", "unroll"):
+            return "exact"
+        return order_of_updates(find_loop(kernel, self.loop))
+
     def _check_grid(self, kernel: Kernel, loop: Loop) -> None:
         around = [s for s in path_to(kernel.body, loop) or () if isinstance(s, Loop)]
         kinds = [s.kind for s in around]
@@ -130,14 +151,32 @@ class Unroll(Rewrite):
         size = sum(isinstance(n, Stmt) for n in walk(loop)) - 1
         if extent * size > UNROLL_LIMIT:
             refuse(kernel, f"unrolling would make {extent * size} statements", node=loop)
-        used = names_in(kernel)
         made: list[Stmt] = []
-        for k in range(extent):
-            body = loop.body if k == 0 else copy_with_fresh_names(loop.body, used)
+        for k, body in enumerate(self._copies(kernel, loop, extent)):
             here: dict[str, Expr] = {self.loop: const(k)}
             where = tuple(substitute(c, here) for c in loop.where)
             made.extend(guarded(where, tuple(substitute(s, here) for s in body)))
         return replace_stmt(kernel, loop, made)
+
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        """Every loop of constant extent."""
+        for loop in loops_of(kernel.body):
+            if extent_of(loop) is not None:
+                yield Move("unroll", (("loop", loop.axis.name),))
+
+    def forward(self, before: Kernel, after: Kernel) -> dict[str, tuple[str, ...]]:
+        loop = find_loop(before, self.loop)
+        copies = self._copies(before, loop, extent_of(loop) or 0)
+        gone: dict[str, tuple[str, ...]] = {self.loop: ()}
+        return gone | copied_names(*copies)
+
+    def _copies(self, kernel: Kernel, loop: Loop, extent: int) -> list[Block]:
+        """The body for each iteration, loops and buffers under names of their own."""
+        used = names_in(kernel)
+        return [
+            loop.body if k == 0 else copy_with_fresh_names(loop.body, used) for k in range(extent)
+        ]
 
 
 @dataclass(frozen=True)
@@ -163,3 +202,89 @@ class Hint(Rewrite):
         loop = find_loop(kernel, self.loop)
         hints = {**dict(loop.hints), self.key: self.value}
         return replace_stmt(kernel, loop, (replace(loop, hints=tuple(hints.items())),))
+
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        """Every hint that some backend heeds, on the loops it concerns."""
+        for loop in loops_of(kernel.body):
+            for key, values in HINTS.items():
+                if loop.kind == "grid" or (loop.kind == "for" and key in ("num_stages", "ahead")):
+                    fixed = (("loop", loop.axis.name), ("key", key))
+                    yield Move("hint", fixed, (("value", values),))
+
+
+HINTS: dict[str, Whole] = {
+    "num_warps": Whole(1, 32, (4, 8, 2, 16)),
+    "num_stages": Whole(1, 8, (2, 3, 4)),
+    "group": Whole(1, None, (8, 4, 16)),
+    "stream": Whole(0, 1, (1,)),
+    "ahead": Whole(0, 1, (1,)),
+}
+"""Hints that some backend heeds, and their values."""
+
+
+@dataclass(frozen=True)
+class Vectorise(Rewrite):
+    """`vectorise(i, width, tail = mask)`: `width` iterations at a time become lanes.
+
+    Before::
+
+        for i: N { y[i] = x[i] }
+
+    After `vectorise(i, 8)`::
+
+        for i_o: cdiv(N, 8) {
+          tile i: 8 where i_o*8 + i < N hint(vector = 8) { y[i_o*8 + i] = x[i_o*8 + i] }
+        }
+
+    It is `split(i, width)` (whose `tail` it takes) and `bind(i, tile)`, with a hint that backends
+    may heed. Refused where the loop carries a dependence; the order of a reduction may change.
+    """
+
+    name: ClassVar[str] = "vectorise"
+    effect: ClassVar[Effect] = "reassociates"
+    loop: str
+    width: int
+    tail: str = "mask"
+
+    def edit(self, kernel: Kernel) -> Kernel:
+        loop = find_loop(kernel, self.loop)
+        found = parallel_conflict(kernel, loop)
+        if found:
+            refuse(
+                kernel,
+                f"`{self.loop}` carries a dependence: {found}",
+                node=loop,
+                hint="vectorise another loop, or take this one apart by `fission`",
+            )
+        split = Split(self.loop, self.width, tail=self.tail)
+        made = split.edit(kernel)
+        inner, _, *rest = split.forward(kernel, made)[self.loop]
+        for name in (inner, *rest):
+            lanes = find_loop(made, name)
+            hints = (*lanes.hints, ("vector", self.width))
+            made = replace_stmt(made, lanes, (replace(lanes, kind="tile", hints=hints),))
+        return made
+
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        """Every loop, as `split` lists them."""
+        for move in Split.candidates(kernel):
+            tries = tuple(w for w in (8, 16, 4, 32, 2) if w in _factors(move)) or (1,)
+            domains = tuple(
+                ("width", replace(d, tries=tries)) if isinstance(d, Whole) else (name, d)
+                for name, d in move.domains
+            )
+            yield Move("vectorise", move.fixed, domains)
+
+    def effect_on(self, kernel: Kernel) -> Effect:
+        return order_of_updates(find_loop(kernel, self.loop))
+
+    def forward(self, before: Kernel, after: Kernel) -> dict[str, tuple[str, ...]]:
+        return Split(self.loop, self.width, tail=self.tail).forward(before, after)
+
+
+def _factors(move: Move) -> range:
+    domain = dict(move.domains)["factor"]
+    assert isinstance(domain, Whole)
+    return range(domain.low, (domain.high or 1 << 16) + 1)

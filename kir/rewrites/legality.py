@@ -8,8 +8,8 @@ it cannot prove is put to `kir.analysis`, which is exact on affine indices and m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kir.ir import (
@@ -28,7 +28,7 @@ from kir.ir import (
     Var,
     walk,
 )
-from kir.rewrites.base import Block, buffers_of, var_names
+from kir.rewrites.base import Block, Effect, buffers_of, edit_block, reindex, var_names
 from kir.simplify import Linear, interval, linear
 
 Ranges = dict[str, tuple[int | None, int | None]]
@@ -94,15 +94,37 @@ def carried(loop: Loop, *, reductions: bool = True) -> Conflict | None:
     Updates by one op are no dependence (a recognised reduction) unless `reductions` is False.
     """
     found = list(accesses((loop,)))
-    return _meeting(found, found, loop, loop, "different", reductions)
+    return _meeting(found, found, loop, loop, "different", _clash if reductions else _ordered)
 
 
 def crossing(first: Loop, second: Loop) -> Conflict | None:
     """A dependence between an iteration of `first` and an *earlier* one of `second`: what keeps
     the two from running in lockstep (fusion), or apart if they do so now (fission)."""
     return _meeting(
-        list(accesses((first,))), list(accesses((second,))), first, second, "later", True
+        list(accesses((first,))), list(accesses((second,))), first, second, "later", _clash
     )
+
+
+def order_of_updates(loop: Loop) -> Effect:
+    """What another order of the iterations of `loop` does to float results: `exact` where no two
+    iterations update one element."""
+    found = list(accesses((loop,)))
+    meet = _meeting(found, found, loop, loop, "different", _float_updates)
+    return "exact" if meet is None else "reassociates"
+
+
+def order_across(first: Loop, second: Loop) -> Effect:
+    """What it does to float results that two loops run in lockstep, not one after the other."""
+    one, two = list(accesses((first,))), list(accesses((second,)))
+    meet = _meeting(one, two, first, second, "later", _float_updates)
+    return "exact" if meet is None else "reassociates"
+
+
+def order_of_blocks(first: Block, second: Block) -> Effect:
+    """What it does to float results that two runs of statements change places."""
+    one, two = list(accesses(first)), list(accesses(second))
+    meet = any(a.tensor == b.tensor and _float_updates(a, b) for a in one for b in two)
+    return "reassociates" if meet else "exact"
 
 
 def parallel_conflict(kernel: Kernel, loop: Loop) -> str | None:
@@ -130,6 +152,27 @@ def fission_conflict(kernel: Kernel, loop: Loop, at: int) -> str | None:
     return fission_legal(kernel, loop, at)
 
 
+def ahead_conflict(kernel: Kernel, loop: Loop, early: Block, rest: Block) -> str | None:
+    """Why the statements `early` of the body of `loop`, which come first or may, cannot run
+    before the `rest` of the body in earlier iterations, or None."""
+    declared = tuple(s for s in loop.body if isinstance(s, Buffer))
+    one, two = early, rest
+    for b in declared:  # each iteration has its own
+        one, two = (tuple(_per_iteration(s, b.name, loop) for s in x) for x in (one, two))
+    if crossing(replace(loop, body=one), replace(loop, body=two)) is None:
+        return None
+    from kir.analysis import fission_legal
+
+    others = tuple(s for s in rest if not isinstance(s, Buffer))
+    made = replace(loop, body=(*declared, *early, *others))
+    moved = edit_block(kernel, loop, lambda b, k: (*b[:k], made, *b[k + 1 :]))
+    return fission_legal(moved, made, len(declared) + len(early))
+
+
+def _per_iteration(stmt: Stmt, buffer: str, loop: Loop) -> Stmt:
+    return reindex(stmt, buffer, lambda at: (Var(loop.axis.name), *at), buffer)
+
+
 def reorder_conflict(kernel: Kernel, nest: Sequence[Loop], order: Sequence[Loop]) -> str | None:
     """Why a perfect nest cannot be nested as `order` says, by integer sets, or None."""
     from kir.analysis import reorder_legal
@@ -148,8 +191,24 @@ def _clash(a: Access, b: Access) -> bool:
     return not (a.op == b.op == "read") and not (a.op == b.op != "write")
 
 
+def _ordered(a: Access, b: Access) -> bool:
+    return not (a.op == b.op == "read")
+
+
+def _float_updates(a: Access, b: Access) -> bool:
+    """Whether the order of the two matters to the last bit, though they commute (`max` and `min`
+    may differ in the sign of a zero)."""
+    both = a.op == b.op and a.op not in ("read", "write")
+    return both and isinstance(a.node, Store) and a.node.value.dtype.is_float
+
+
 def _meeting(
-    one: list[Access], two: list[Access], i: Loop, j: Loop, relation: Relation, reductions: bool
+    one: list[Access],
+    two: list[Access],
+    i: Loop,
+    j: Loop,
+    relation: Relation,
+    clash: Callable[[Access, Access], bool],
 ) -> Conflict | None:
     ranges = {**_ranges(i), **_ranges(j)}
     written = {a.tensor for a in one if a.op != "read"} | {b.tensor for b in two if b.op != "read"}
@@ -157,8 +216,9 @@ def _meeting(
         if a.tensor not in written:
             continue
         for b in two:
-            clash = _clash(a, b) or (a.op == b.op != "read" and not reductions)
-            if a.tensor == b.tensor and clash and not _apart(a, b, i, j, ranges, relation, written):
+            if a.tensor != b.tensor or not clash(a, b):
+                continue
+            if not _apart(a, b, i, j, ranges, relation, written):
                 return Conflict(a, b)
     return None
 

@@ -1,7 +1,8 @@
-"""The order of loops: `reorder`, `fission`."""
+"""The order of loops: `reorder`, `swizzle`, `fission`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -21,11 +22,14 @@ from kir.ir import (
 from kir.rewrites.base import (
     Block,
     Effect,
+    Move,
     Rewrite,
+    Whole,
     buffers_of,
     find_loop,
     fresh,
     guarded,
+    loops_of,
     names_in,
     path_to,
     refuse,
@@ -39,10 +43,11 @@ from kir.rewrites.legality import (
     carried,
     crossing,
     fission_conflict,
+    order_of_updates,
     reorder_conflict,
     stored_in,
 )
-from kir.rewrites.split import reads_tensors
+from kir.rewrites.split import Split, reads_tensors
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,32 @@ class Reorder(Rewrite):
         if len(self.loops) < 2 or len(set(self.loops)) != len(self.loops):
             refuse(kernel, "`reorder` takes two or more different loops")
         chain = self._chain(kernel)
-        wanted = iter(self.loops)
-        order = [next(wanted) if loop.axis.name in self.loops else loop.axis.name for loop in chain]
+        order = self._order(chain)
         new = self._permuted(kernel, chain, order)
         self._check(kernel, chain, order, new)
         return replace_stmt(kernel, chain[0], (new,))
+
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        """Every loop with the one directly and alone inside it: exchanges of neighbours, one
+        after the other, make up every order of a perfect nest."""
+        for outer in loops_of(kernel.body):
+            inner = outer.body[0] if len(outer.body) == 1 else None
+            if isinstance(inner, Loop):
+                yield Move("reorder", (("loops", (inner.axis.name, outer.axis.name)),))
+
+    def effect_on(self, kernel: Kernel) -> Effect:
+        """Exact unless two loops change places that both go through updates of one element."""
+        chain = self._chain(kernel)
+        order = self._order(chain)
+        for outer, inner in _swapped(chain, order, self._permuted(kernel, chain, order)):
+            if order_of_updates(outer) != "exact" and order_of_updates(inner) != "exact":
+                return "reassociates"
+        return "exact"
+
+    def _order(self, chain: list[Loop]) -> list[str]:
+        wanted = iter(self.loops)
+        return [next(wanted) if loop.axis.name in self.loops else loop.axis.name for loop in chain]
 
     def _chain(self, kernel: Kernel) -> list[Loop]:
         """The nest from the outermost named loop to the innermost one."""
@@ -128,19 +154,83 @@ class Reorder(Rewrite):
     def _check(self, kernel: Kernel, chain: list[Loop], order: list[str], new: Loop) -> None:
         """Of two loops that change places, the one that was outside must carry nothing, or the
         one that comes outside must carry nothing there."""
-        inside = {x.axis.name: x for x in walk(new) if isinstance(x, Loop)}
-        for depth, outer in enumerate(chain):
-            for inner in chain[depth + 1 :]:
+        for outer, inner in _swapped(chain, order, new):
+            if carried(outer) is None or carried(inner) is None:
+                continue
+            by_name = {x.axis.name: x for x in chain}
+            found = reorder_conflict(kernel, chain, [by_name[n] for n in order])
+            if found:
                 a, b = outer.axis.name, inner.axis.name
-                if order.index(a) < order.index(b):
-                    continue
-                if carried(outer) is None or carried(inside[b]) is None:
-                    continue
-                by_name = {x.axis.name: x for x in chain}
-                found = reorder_conflict(kernel, chain, [by_name[n] for n in order])
-                if found:
-                    refuse(kernel, f"`{a}` and `{b}` cannot change places: {found}", node=outer)
-                return
+                refuse(kernel, f"`{a}` and `{b}` cannot change places: {found}", node=outer)
+            return
+
+
+def _swapped(chain: list[Loop], order: list[str], new: Loop) -> Iterator[tuple[Loop, Loop]]:
+    """Pairs of loops that change places: the outer one as it was, the inner one as it will be."""
+    inside = {x.axis.name: x for x in walk(new) if isinstance(x, Loop)}
+    for depth, outer in enumerate(chain):
+        for inner in chain[depth + 1 :]:
+            if order.index(outer.axis.name) > order.index(inner.axis.name):
+                yield outer, inside[inner.axis.name]
+
+
+@dataclass(frozen=True)
+class Swizzle(Rewrite):
+    """`swizzle(i, j, group)`: the programs of two grid loops run in groups of rows, and column by
+    column within a group, so that programs which run at once share what they read.
+
+    Before::
+
+        grid i: M { grid j: N { ... } }
+
+    After `swizzle(i, j, 4)`::
+
+        grid i_o: cdiv(M, 4) { grid j: N { grid i: 4 where i_o*4 + i < M { ... } } }
+
+    The last group may be lower: its missing rows are masked out (no mask where `group` divides
+    the extent). It is `split(i, group)` and `reorder((i_o, j, i))`, for perfectly nested grids.
+    """
+
+    name: ClassVar[str] = "swizzle"
+    effect: ClassVar[Effect] = "reassociates"
+    rows: str
+    columns: str
+    group: int
+
+    def edit(self, kernel: Kernel) -> Kernel:
+        return self._parts(kernel)[1].edit(self._parts(kernel)[0].edit(kernel))
+
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        """Every pair of grid loops, one directly inside the other."""
+        for i in loops_of(kernel.body):
+            j = i.body[0] if len(i.body) == 1 else None
+            if i.kind == "grid" and isinstance(j, Loop) and j.kind == "grid":
+                fixed = (("rows", i.axis.name), ("columns", j.axis.name))
+                yield Move("swizzle", fixed, (("group", Whole(1, None, (8, 4, 16, 2))),))
+
+    def effect_on(self, kernel: Kernel) -> Effect:
+        return order_of_updates(find_loop(kernel, self.rows))
+
+    def forward(self, before: Kernel, after: Kernel) -> dict[str, tuple[str, ...]]:
+        return self._parts(before)[0].forward(before, after)
+
+    def _parts(self, kernel: Kernel) -> tuple[Split, Reorder]:
+        i, j = find_loop(kernel, self.rows), find_loop(kernel, self.columns)
+        for x in (i, j):
+            if x.kind != "grid":
+                refuse(kernel, f"`{x.axis.name}` is a {x.kind}, no grid", node=x)
+        if len(i.body) != 1 or i.body[0] is not j:
+            message = f"`{self.columns}` is not directly and alone inside `{self.rows}`"
+            refuse(kernel, message, node=i, hint="`reorder` brings the two together")
+        if self.rows in var_names(j.axis.extent):
+            message = f"the extent of `{self.columns}` depends on `{self.rows}`"
+            refuse(kernel, message, node=j)
+        if self.group < 1:
+            refuse(kernel, f"a group cannot have {self.group} rows", node=i)
+        outer = fresh(f"{self.rows}_o", names_in(kernel))
+        order = (outer, self.columns, self.rows)
+        return Split(self.rows, self.group, outer), Reorder(order)
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class Split(Rewrite):
         if self.tail == "peel" and not exact:
             rest = self._rest(loop, used)
             made.append(rest)
-            names |= _pairs(loop.body, rest.body)
+            names |= copied_names(loop.body, rest.body)
             names[self.loop] = (inner, outer, rest.axis.name)
         return replace_stmt(kernel, loop, made), names
 
@@ -169,13 +169,14 @@ def _tile(loop: Loop, axis: Axis, index: Expr, bound: tuple[Expr, ...], guard: b
     return replace(loop, axis=axis, where=bound + where, body=body)
 
 
-def _pairs(old: Block, new: Block) -> dict[str, tuple[str, ...]]:
-    """The names of loops and buffers in a block, each with itself and its name in a copy."""
+def copied_names(*copies: Block) -> dict[str, tuple[str, ...]]:
+    """The names of loops and buffers in the first of some copies of a block, each with what it is
+    called in all of them."""
     found: dict[str, tuple[str, ...]] = {}
-    for a, b in zip(loops_of(old), loops_of(new), strict=True):
-        found[a.axis.name] = (a.axis.name, b.axis.name)
-    for c, d in zip(buffers_of(old), buffers_of(new), strict=True):
-        found[c.name] = (c.name, d.name)
+    for loops in zip(*(loops_of(c) for c in copies), strict=True):
+        found[loops[0].axis.name] = tuple(x.axis.name for x in loops)
+    for buffers in zip(*(buffers_of(c) for c in copies), strict=True):
+        found[buffers[0].name] = tuple(b.name for b in buffers)
     return found
 
 
