@@ -282,7 +282,14 @@ class ParallelReduce(Rewrite):
         return replace_stmt(kernel, loop, tuple(body))
 
     def _step(
-        self, loop: Loop, tree: str, dtype: DType, update: str, half: int, lanes: int, used: set[str]
+        self,
+        loop: Loop,
+        tree: str,
+        dtype: DType,
+        update: str,
+        half: int,
+        lanes: int,
+        used: set[str],
     ) -> Stmt:
         """`tree[i] op= tree[i + half]` for each of the lanes: none reads what another writes."""
         if lanes == 1:
