@@ -14,7 +14,8 @@ from kir.inputs import random_inputs
 from kir.interpret import run, run_graph
 from kir.ir import Kernel, Module, Schedule
 from kir.ops import OPS
-from kir.pipeline import schedule
+from kir.pipeline import expand, schedule
+from kir.rewrites import REWRITES
 from kir.specialise import infer_dims
 from kir.syntax import format_module, parse
 
@@ -48,7 +49,7 @@ def _use(module: Module) -> None:
     kernels = module.kernels()
     for item in module.items:
         if isinstance(item, Schedule):
-            derived = schedule(kernels[item.kernel], item.steps)
+            derived = schedule(kernels[item.kernel], expand(item, module.schedules()))
             assert _run(module, derived).keys() == _run(module, kernels[item.kernel]).keys()
         else:
             _run(module, item)
@@ -90,3 +91,25 @@ def test_the_op_table_in_the_reference(update_goldens: bool) -> None:
         )
         return
     assert found.strip() == ops_table(), "make goldens rewrites the table"
+
+
+def rewrites_table() -> str:
+    """Each rewrite's form and first sentence, from its docstring."""
+    rows = ["| rewrite | effect at most | what it does |", "|---|---|---|"]
+    for name, rewrite in REWRITES.items():
+        first = " ".join((rewrite.__doc__ or "").split("\n\n")[0].split())
+        form, _, rest = first.partition("`: ")
+        assert form.startswith(f"`{name}("), f"the docstring of `{name}` begins with its form"
+        rows.append(f"| {form}` | {rewrite.effect} | {rest.replace('|', chr(92) + '|')} |")
+    return "\n".join(rows)
+
+
+def test_the_table_of_rewrites(update_goldens: bool) -> None:
+    page = ROOT / "docs" / "rewrites.md"
+    text = page.read_text(encoding="utf-8")
+    head, rest = text.split("-goldens` -->\n")
+    _, tail = rest.split("<!-- end -->")
+    made = f"{head}-goldens` -->\n{rewrites_table()}\n<!-- end -->{tail}"
+    if update_goldens:
+        page.write_text(made, encoding="utf-8")
+    assert made == page.read_text(encoding="utf-8")
