@@ -28,6 +28,7 @@ from kir.rewrites.online import Online
 from kir.rewrites.outline import Hoist, Outline
 from kir.rewrites.pipeline import Pipeline
 from kir.rewrites.reduction import ContractFma, ParallelReduce, RFactor
+from kir.rewrites.rules import Rule
 from kir.rewrites.split import Split
 from kir.rewrites.split_reduction import SplitK, SplitReduction
 from kir.rewrites.stage import Stage
@@ -37,6 +38,7 @@ _ALL: tuple[type[Rewrite], ...] = (
     Factor,
     Outline,
     Hoist,
+    Rule,
     Loops,
     Split,
     Reorder,

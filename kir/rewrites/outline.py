@@ -135,7 +135,7 @@ def _parts(kernel: Kernel) -> Iterator[tuple[Place, int]]:
     """The places worth a name: more than a literal, an index or a read."""
     for stmt, nth in valued(kernel):
         for place in places(stmt):
-            if place.path and not _trivial(place.expr):
+            if place.path and not place.fixed and not _trivial(place.expr):
                 yield place, nth
 
 
@@ -155,6 +155,8 @@ def outlined(kernel: Kernel, place: Place, into: str | None) -> tuple[Block, Exp
     name = new_name(kernel, into, "t")
     if _trivial(e):
         refuse(kernel, "a literal, an index or a read needs no name", node=e)
+    if place.fixed:
+        refuse(kernel, "an index or a condition of a reduction stays as it is", node=e)
     if isinstance(place.stmt, Define):
         return _definition(kernel, place, name)
     return _register(kernel, place, name)

@@ -45,12 +45,14 @@ Valued = Define | Store
 @dataclass(frozen=True)
 class Place:
     """The expression at `path` of the value of `stmt`, and the reductions that it is inside of,
-    outermost first."""
+    outermost first. `fixed`: inside an index of a read or a condition of a reduction, which stay
+    as they are so that they stay affine."""
 
     stmt: Valued
     path: Path
     expr: Expr
     reductions: tuple[Reduce, ...] = ()
+    fixed: bool = False
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -120,6 +122,7 @@ def find_place(kernel: Kernel, stmt: Valued, path: Path) -> Place:
     """The place at `path`; RewriteError where the path leaves the expression."""
     node: Node = stmt.value
     around: list[Reduce] = []
+    fixed = False
     for depth, number in enumerate(path):
         below = list(children(node))
         if not 0 <= number < len(below):
@@ -133,23 +136,30 @@ def find_place(kernel: Kernel, stmt: Valued, path: Path) -> Place:
             )
         if isinstance(node, Reduce):
             around.append(node)
+        fixed = fixed or _is_fixed(node, number)
         node = below[number]
     if not isinstance(node, Expr):
         refuse(kernel, "the place is an index with its extent, and no value", node=node)
-    return Place(stmt, path, node, tuple(around))
+    return Place(stmt, path, node, tuple(around), fixed)
+
+
+def _is_fixed(parent: Node, number: int) -> bool:
+    if isinstance(parent, Read):
+        return number < len(parent.indices)
+    return isinstance(parent, Reduce) and number < len(parent.axes) + len(parent.where)
 
 
 def places(stmt: Valued) -> Iterator[Place]:
     """Every expression inside the value, itself first; extents of indices are left out."""
 
-    def go(e: Expr, path: Path, around: tuple[Reduce, ...]) -> Iterator[Place]:
-        yield Place(stmt, path, e, around)
+    def go(e: Expr, path: Path, around: tuple[Reduce, ...], fixed: bool) -> Iterator[Place]:
+        yield Place(stmt, path, e, around, fixed)
         inner = (*around, e) if isinstance(e, Reduce) else around
         for n, child in enumerate(children(e)):
             if isinstance(child, Expr):
-                yield from go(child, (*path, n), inner)
+                yield from go(child, (*path, n), inner, fixed or _is_fixed(e, n))
 
-    return go(stmt.value, (), ())
+    return go(stmt.value, (), (), False)
 
 
 # --- editing -----------------------------------------------------------------------------------
