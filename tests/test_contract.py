@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kir.dtypes import DTYPES, FLOATS, DType, bf16, f16, f32, f64
-from kir.interpret import evaluate, oracle, run, run_in
+from kir.interpret import oracle, run, run_in
 from kir.interpret.bounded import WithBounds
 from kir.interpret.contract import contract, product, significand
-from kir.interpret.domain import Value
+from kir.interpret.domain import Domain, Value
 from kir.ir import Kernel, Reduce, walk
 from kir.specialise import input_shapes, specialise
 from kir.syntax import parse_kernel
@@ -132,7 +132,7 @@ def test_any_chunks_do(case: str, budget: int, monkeypatch: pytest.MonkeyPatch) 
     kernel = written(case, f32, f32)
     inputs = drawn(kernel, 5)
     _, slow = both_ways(kernel, inputs)
-    monkeypatch.setattr(evaluate, "BUDGET", budget)
+    monkeypatch.setattr(Domain, "budget", budget)
     fast, _ = both_ways(kernel, inputs)
     agree(fast, slow, tight=False)
 

@@ -13,8 +13,8 @@ from kir.errors import (
     EvaluationError,
     InputDataError,
 )
-from kir.interpret import evaluate, run, run_graph
-from kir.interpret.domain import cast_array
+from kir.interpret import run, run_graph
+from kir.interpret.domain import Domain, cast_array
 from kir.syntax import parse, parse_kernel
 
 Array = np.ndarray[Any, Any]
@@ -263,7 +263,7 @@ def test_loops_add_in_their_order_whatever_the_chunks(
     want = np.zeros((5, 3), np.float32)
     for k in range(40):
         want += x[:, k, None] * w[k]
-    monkeypatch.setattr(evaluate, "BUDGET", budget)
+    monkeypatch.setattr(Domain, "budget", budget)
     np.testing.assert_array_equal(one(matmul(MATMULS[stage]), x=x, w=w), want)
 
 
@@ -273,7 +273,7 @@ def test_chunked_reductions_agree(monkeypatch: pytest.MonkeyPatch) -> None:
       a[i: M] = sum(j: N) x[i, j]   b = max(i: M, j: N) x[i, j]   c[i: M, j: N] = x[i, j] + 1
     }"""
     for budget in (1, 3, 17, 1000):
-        monkeypatch.setattr(evaluate, "BUDGET", budget)
+        monkeypatch.setattr(Domain, "budget", budget)
         got = run(parse_kernel(text), {"x": x})
         np.testing.assert_array_equal(got["a"], x.sum(1))
         np.testing.assert_array_equal(got["b"], x.max())

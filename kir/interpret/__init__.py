@@ -1,7 +1,9 @@
-"""The interpreter of KIR, and the float64 oracle that carries error bounds.
+"""The interpreter of KIR, the float64 oracle that carries error bounds, and exact equivalence.
 
-run(kernel, inputs)      outputs in the dtypes as written, at any stage
-run_graph(...)           the same for a graph of kernels
+run(kernel, inputs)            outputs in the dtypes as written, at any stage
+oracle(kernel, inputs)         outputs in f64, with what a right computation may give
+run_ring(kernel, inputs, ...)  outputs as field elements: equal for equal kernels, bit for bit
+run_graph(...) and so on       the same for a graph of kernels
 """
 
 from __future__ import annotations
@@ -11,15 +13,27 @@ from typing import Any
 
 import numpy as np
 
-from kir.errors import InputDataError
 from kir.graphs import resolve
+from kir.interpret.arrays import check_inputs
 from kir.interpret.bounded import Bounded, WithBounds
 from kir.interpret.domain import AsWritten, Domain, Value
 from kir.interpret.evaluate import Evaluator
+from kir.interpret.exact import Residues, difference, levels_of, run_graph_ring, run_ring
 from kir.ir import Graph, Kernel, Module, Param
 from kir.specialise import infer_dims, specialise
 
-__all__ = ["Bounded", "oracle", "oracle_graph", "run", "run_graph"]
+__all__ = [
+    "Bounded",
+    "Residues",
+    "difference",
+    "levels_of",
+    "oracle",
+    "oracle_graph",
+    "run",
+    "run_graph",
+    "run_graph_ring",
+    "run_ring",
+]
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -78,20 +92,6 @@ def run_in(
     return Evaluator(domain, special, lifted).run()
 
 
-def check_inputs(kernel: Kernel | Graph, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-    """The inputs as contiguous arrays; InputDataError on a wrong name or dtype."""
-    declared = {p.name: p for p in kernel.inputs}
-    for name in inputs:
-        if name not in declared:
-            known = ", ".join(declared) or "none"
-            raise InputDataError(
-                f"`{kernel.name}` has no input `{name}`",
-                hint=f"its inputs are: {known}",
-                kernel=kernel,
-            )
-    return {p.name: _checked(kernel, p, inputs) for p in kernel.inputs}
-
-
 def run_graph(
     module: Module, graph: Graph, inputs: Arrays, dims: Mapping[str, int] | None = None
 ) -> dict[str, np.ndarray[Any, Any]]:
@@ -118,17 +118,3 @@ def run_graph_in(
         for name, p in zip(call.results, kernel.outputs, strict=True):
             known[name] = results[p.name]
     return {p.name: known[p.name] for p in graph.outputs}
-
-
-def _checked(kernel: Kernel | Graph, p: Param, inputs: Arrays) -> np.ndarray[Any, Any]:
-    if p.name not in inputs:
-        raise InputDataError(f"no array for the input `{p.name}`", kernel=kernel, node=p)
-    array = np.asarray(inputs[p.name])
-    if array.dtype != p.type.numpy:
-        raise InputDataError(
-            f"`{p.name}` holds {array.dtype}, but {p.type} is declared",
-            hint=f"convert it: {p.name}.astype({str(p.type.numpy)!r})",
-            kernel=kernel,
-            node=p,
-        )
-    return np.ascontiguousarray(array).reshape(array.shape)

@@ -29,6 +29,8 @@ class Domain(ABC):
 
     contracts: ClassVar[bool] = False
     """Whether `contract` may find anything."""
+    budget: ClassVar[int] = 1 << 22
+    """Most elements that one temporary should have."""
 
     @abstractmethod
     def lift(self, array: Array, dtype: DType) -> Value:
@@ -75,6 +77,10 @@ class Domain(ABC):
     @abstractmethod
     def unknown(self, value: Value, where: Array) -> Value:
         """`value`, of which nothing can be said `where`."""
+
+    def stored(self, value: Value, dtype: DType) -> Value:
+        """`value` with all the planes that a tensor of `dtype` has."""
+        return value
 
     def contract(
         self,

@@ -1,8 +1,8 @@
 """The interpreter: runs any kernel, spec or scheduled, over a domain of values.
 
 Loops whose iterations may run side by side (`kir.interpret.affine`), the axes of definitions and
-of reductions become axes of NumPy arrays, in chunks that keep temporaries within `BUDGET`
-elements. All other loops run in order. Conditions are masks.
+of reductions become axes of NumPy arrays, in chunks that keep temporaries within the domain's
+budget. All other loops run in order. Conditions are masks.
 """
 
 from __future__ import annotations
@@ -60,9 +60,6 @@ from kir.ir import (
     walk,
 )
 from kir.ops import identity
-
-BUDGET = 1 << 22
-"""Most elements that one temporary should have."""
 
 
 class Evaluator:
@@ -146,7 +143,7 @@ class Evaluator:
 
     def reach(self, s: Loop, extent: int | Array, count: int) -> int:
         """How many iterations there are up to the last that `where` lets through on some lane."""
-        if not s.where or count < 2 or count * math.prod(self.frame) > BUDGET:
+        if not s.where or count < 2 or count * math.prod(self.frame) > self.domain.budget:
             return count
         with self.lane(s.axis.name, 0, count, extent) as alive:
             if not alive or not all(self.restrict(self.eval(c)) for c in s.where):
@@ -177,7 +174,8 @@ class Evaluator:
         tensor = self.new(s.name, s.type, tuple(greatest(self.extent(e))[0] for e in s.shape))
         if s.init is not None:
             depth = len(self.frame)
-            for plane, value in zip(tensor.planes, self.eval(s.init), strict=True):
+            init = self.domain.stored(self.eval(s.init), s.type)
+            for plane, value in zip(tensor.planes, init, strict=True):
                 lead = (1,) * (depth - value.ndim) + value.shape
                 plane[...] = value.reshape((*lead, *(1,) * len(tensor.shape)))
 
@@ -191,7 +189,7 @@ class Evaluator:
         self, target: Tensor, indices: Sequence[Expr], value: Expr, op: str | None, s: Stmt
     ) -> None:
         """`target[indices] op= value` for all lanes, in the order of the loops' iterations."""
-        result = self.eval(value)
+        result = self.domain.stored(self.eval(value), target.dtype)
         bound = self.bound_indices(indices)
         if bound is not None and inside(bound, target.shape, self.frame):
             place = layout(target, bound)
@@ -292,7 +290,7 @@ class Evaluator:
         extents = [self.extent(a.extent) for a in axes]
         counts = [greatest(e)[0] if most is None else most for e in extents]
         around = math.prod(self.frame) if around is None else around
-        room = max(1, BUDGET // max(1, around * cost))
+        room = max(1, self.domain.budget // max(1, around * cost))
         chunks: list[int] = []
         for k, count in enumerate(counts):
             chunk = max(1, min(count, room // max(1, math.prod(counts[k + 1 :]))))
@@ -448,7 +446,7 @@ class Evaluator:
         if mask is not None:
             sizes = [math.prod(np.broadcast_shapes(mask[0].shape, f[0].shape)) for f in factors]
             k = sizes.index(min(sizes))
-            if sizes[k] > max(BUDGET, factors[k][0].size):
+            if sizes[k] > max(self.domain.budget, factors[k][0].size):
                 return None
             zero = self.domain.constant(0.0, pair.made)
             factors[k] = self.domain.select(mask, factors[k], zero, pair.made)
@@ -522,6 +520,7 @@ class Evaluator:
             fill = self.domain.cast(fill, bool_, e.type)
         else:
             fill = self.eval(e.fill)
+        fill = self.domain.stored(fill, e.type)
         if any(p.size != 1 for p in fill):
             return None
         spans = tuple(b.span(self.frame) for b in bound)
