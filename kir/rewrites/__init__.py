@@ -27,6 +27,7 @@ from kir.rewrites.memory import Contract, SetSpace
 from kir.rewrites.online import Online
 from kir.rewrites.outline import Hoist, Outline
 from kir.rewrites.pipeline import Pipeline
+from kir.rewrites.precision import AccumulateIn, NarrowStorage
 from kir.rewrites.reduction import ContractFma, ParallelReduce, RFactor
 from kir.rewrites.rules import Rule
 from kir.rewrites.split import Split
@@ -60,6 +61,8 @@ _ALL: tuple[type[Rewrite], ...] = (
     SplitReduction,
     SplitK,
     ContractFma,
+    NarrowStorage,
+    AccumulateIn,
     Online,
 )
 REWRITES: dict[str, type[Rewrite]] = {r.name: r for r in _ALL}
