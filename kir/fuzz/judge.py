@@ -1,0 +1,237 @@
+"""What holds a derivation to its kernel: the properties, each with the failure that breaks it.
+
+| property | failure kind |
+|---|---|
+| the text of a kernel parses back to it | `text` |
+| the result of legal steps passes `kir.check` | `check` |
+| a derivation replays from its text and its JSON to the same hash | `replay` |
+| the interpreter on the spec is within the oracle's bound | `spec` |
+| the interpreter on the result, too; integers bit for bit | `value` |
+| spec and result agree bit for bit in the ring | `ring` |
+| compiled code is within the bound; its inputs are unchanged | `cpu`, `nvidia`, ... |
+| nothing raises what is no KirError | `crash` |
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kir.backend import Executable
+from kir.check import check_kernel
+from kir.derivation import derive, from_json, kernel_hash, replay
+from kir.errors import (
+    EvaluationError,
+    KirError,
+    RewriteError,
+    UnsupportedError,
+    VerificationError,
+)
+from kir.fuzz.cases import CRASHES, INTERPRETER, Case, Failure
+from kir.fuzz.derivations import is_spec
+from kir.fuzz.expressions import Dice
+from kir.interpret import Bounded, oracle, run
+from kir.interpret.exact import Residues, difference, levels_of, run_ring
+from kir.interpret.domain import poisoned
+from kir.ir import Kernel, Step
+from kir.pipeline import Target
+from kir.rewrites import EFFECTS, Effect, apply_step, make_rewrite
+from kir.specialise import evaluate, output_shapes, specialise
+from kir.syntax import format_kernel, parse_kernel, parse_steps
+from kir.testing import Example, describe_difference, make_inputs, same_bits
+
+Array = np.ndarray[Any, Any]
+RING_SEED = 1
+POINTS = 700
+"""Most points, the product of all dims, that an example has."""
+
+
+@dataclass
+class Prepared:
+    """An example with its inputs and what the oracle wants, computed once for all derivations."""
+
+    example: Example
+    inputs: dict[str, Array]
+    dims: dict[str, int]
+    wanted: Mapping[str, Bounded]
+    base: Kernel
+    others: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def fused(self) -> Mapping[str, Bounded]:
+        """What is wanted where products may go unrounded into sums."""
+        if "fused" not in self.others:
+            self.others["fused"] = oracle(self.base, self.inputs, self.dims, contraction=True)
+        return self.others["fused"]
+
+    def ring(self, levels: int) -> Mapping[str, Residues]:
+        name = f"ring {levels}"
+        if name not in self.others:
+            self.others[name] = run_ring(self.base, self.inputs, self.dims, RING_SEED, levels)
+        return self.others[name]
+
+    def bounded_share(self) -> float:
+        """The share of output elements about which the oracle says something."""
+        bounds = [b.bound for b in self.wanted.values()]
+        total = sum(b.size for b in bounds)
+        return sum(int(np.isfinite(b).sum()) for b in bounds) / total if total else 0.0
+
+
+def prepare(base: Kernel, example: Example) -> Prepared | None:
+    """The example ready for use; None where an index drawn is out of range: no valid input."""
+    dims = dict(example.dims)
+    inputs = make_inputs(base, dims, example.profile, example.seed)
+    try:
+        return Prepared(example, inputs, dims, oracle(base, inputs, dims), base)
+    except EvaluationError:
+        return None
+
+
+def _run(kernel: Kernel, prepared: Prepared) -> dict[str, Array]:
+    left = {d.name: prepared.dims[d.name] for d in kernel.dims}
+    return run(kernel, prepared.inputs, left)
+
+
+def judge_spec(prepared: Prepared) -> Failure | None:
+    """The interpreter on the spec against the oracle."""
+    found = wrong(_run(prepared.base, prepared), prepared.wanted)
+    return Failure("spec", f"{found}\nfor {prepared.example}") if found else None
+
+
+def judge_value(kernel: Kernel, effect: Effect, prepared: Prepared) -> Failure | None:
+    """The interpreter on the result of a derivation against the oracle of the spec."""
+    try:
+        got = _run(kernel, prepared)
+    except EvaluationError as error:
+        return Failure("value", f"it stopped: {error.message}\nfor {prepared.example}")
+    return judge_arrays("value", got, kernel, effect, prepared, False)
+
+
+def judge_ring(kernel: Kernel, prepared: Prepared) -> Failure | None:
+    """Spec and result on random field elements."""
+    levels = max(levels_of(prepared.base), levels_of(kernel))
+    wanted = prepared.ring(levels)
+    left = {d.name: prepared.dims[d.name] for d in kernel.dims}
+    try:
+        got = run_ring(kernel, prepared.inputs, left, RING_SEED, levels)
+    except EvaluationError as error:
+        return Failure("ring", f"it stopped: {error.message}\nfor {prepared.example}")
+    for name, residues in wanted.items():
+        bad = difference(residues, got[name]).wrong
+        if bad.any():
+            place = [int(i) for i in np.argwhere(bad)[0]]
+            share = f"{int(bad.sum())} of {bad.size}"
+            return Failure("ring", f"`{name}{place}` differs, {share}\nfor {prepared.example}")
+    return None
+
+
+def judge_arrays(
+    kind: str,
+    got: Mapping[str, Array],
+    kernel: Kernel,
+    effect: Effect,
+    prepared: Prepared,
+    contracts: bool,
+) -> Failure | None:
+    """Outputs against what is allowed, the exact bounds first: looser ones are seldom needed."""
+    found = wrong(got, prepared.wanted)
+    if found and (contracts or effect == "approximates"):
+        found = wrong(got, prepared.fused())
+    if found and effect != "exact":
+        found = wrong(got, loosened(prepared, kernel))
+    return Failure(kind, f"{found}\nfor {prepared.example}") if found else None
+
+
+def loosened(prepared: Prepared, kernel: Kernel) -> dict[str, Bounded]:
+    """What a kernel made by laws of the real numbers may give: what its own oracle allows, around
+    the value that the spec says; nothing is asked where either is not finite."""
+    left = {d.name: prepared.dims[d.name] for d in kernel.dims}
+    own = oracle(kernel, prepared.inputs, left, contraction=True)
+    made = {}
+    for name, b in prepared.fused().items():
+        bound = np.fmax(b.bound, own[name].bound)
+        if b.dtype.is_float:
+            finite = np.isfinite(b.value) & np.isfinite(own[name].value)
+            bound = np.where(finite, bound, np.inf)
+        made[name] = Bounded(b.value, bound, b.dtype)
+    return made
+
+
+def wrong(got: Mapping[str, Array], wanted: Mapping[str, Bounded]) -> str | None:
+    """What is wrong with outputs, in words; None for nothing."""
+    for name, bounded in wanted.items():
+        array = np.asarray(got[name])
+        if array.shape != bounded.value.shape or array.dtype != bounded.dtype.numpy:
+            return f"`{name}` came out as {array.dtype}{list(array.shape)}"
+        errors = bounded.errors(array)
+        if errors.size and float(errors.max()) > 1:
+            return f"`{name}`\n{describe_difference(bounded, array, errors)}"
+    return None
+
+
+# --- text and replay -----------------------------------------------------------------------------
+
+
+def judge_text(kernel: Kernel) -> Failure | None:
+    """Print and parse."""
+    text = format_kernel(kernel)
+    try:
+        same = parse_kernel(text) == kernel
+    except KirError as error:
+        return Failure("text", f"the text of the kernel is refused:\n{error}")
+    return None if same else Failure("text", f"the text parses to another kernel:\n{text}")
+
+
+def judge_check(kernel: Kernel) -> Failure | None:
+    try:
+        check_kernel(kernel)
+    except KirError as error:
+        return Failure(f"check: {type(error).__name__}", str(error))
+    return None
+
+
+def judge_replay(kernel: Kernel, steps: Sequence[Step], result: Kernel) -> Failure | None:
+    """The derivation through its JSON and its text."""
+    made = derive(kernel, steps)
+    if made.result != kernel_hash(result):
+        return Failure("replay", "the same steps gave another kernel the second time")
+    again = from_json(made.json())
+    if again != made:
+        return Failure("replay", f"the JSON reads back as another derivation:\n{made.json()}")
+    text = made.text()
+    body = text[text.index("{") + 1 : text.rindex("}")]
+    if tuple(parse_steps(body)) != made.steps:
+        return Failure("replay", f"the text reads back as another derivation:\n{text}")
+    return None
+
+
+# --- backends ------------------------------------------------------------------------------------
+
+
+def load(kernel: Kernel, target: Target) -> Executable:
+    """Compiled code of a scheduled kernel; Triton's is generated and interpreted."""
+    backend = target.backend
+    if backend.manifest.name == "triton":
+        artifact = backend.lower(kernel, target.name, target.chip, "source")
+        loader: Any = backend
+        loaded: Executable = loader.load(artifact, interpret=True)
+        return loaded
+    return backend.load(backend.lower(kernel, target.name, target.chip))
+
+
+def judge_target(
+    program: Executable, kernel: Kernel, effect: Effect, prepared: Prepared, target: str
+) -> Failure | None:
+    """A run of compiled code, its outputs poisoned before, its inputs compared after."""
+    inputs = {n: a.copy() for n, a in prepared.inputs.items()}
+    shapes = output_shapes(prepared.base, prepared.dims)
+    outputs = {p.name: poisoned(shapes[p.name], p.type) for p in kernel.outputs}
+    left = {d.name: prepared.dims[d.name] for d in kernel.dims}
+    got = program(inputs, left, outputs)
+    for name, array in inputs.items():
+        if not same_bits(prepared.inputs[name], array).all():
+            return Failure(target, f"the input `{name}` was changed\nfor {prepared.example}")
+    return judge_arrays(target, got, kernel, effect, prepared, target != "cpu")

@@ -1,0 +1,211 @@
+"""One kernel of a campaign: made from its seed, derived several ways, each way judged."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kir.backend import Executable
+from kir.check import check_kernel
+from kir.errors import KirError, MissingHardwareError, UnsupportedError
+from kir.fuzz.cases import CRASHES, INTERPRETER, Case, Failure
+from kir.fuzz.coverage import Coverage
+from kir.fuzz.derivations import Tally, Variant, is_spec, size_of, variants
+from kir.fuzz.expressions import Dice
+from kir.fuzz.judge import (
+    POINTS,
+    Prepared,
+    judge_check,
+    judge_replay,
+    judge_ring,
+    judge_spec,
+    judge_target,
+    judge_text,
+    judge_value,
+    load,
+    prepare,
+)
+from kir.fuzz.kernels import generate
+from kir.inputs import index_bounds
+from kir.ir import Kernel, Step
+from kir.pipeline import Target
+from kir.rewrites import make_rewrite
+from kir.specialise import evaluate, specialise
+from kir.testing import Example
+
+SIZES = (1, 2, 3, 5, 7, 4, 8, 9, 6, 0)
+"""Of dims: primes, off by one of tiles, and nothing at all."""
+LIKELY_SIZES = [(1, 10), (2, 15), (3, 20), (5, 20), (7, 10), (4, 8), (8, 5), (9, 5), (6, 3), (0, 4)]
+PROFILES = ("integers", "tame", "special", "wide")
+COMPILED = 130
+"""Nodes of the greatest kernel that is compiled: LLVM takes its time over others."""
+
+
+@dataclass
+class Outcome:
+    """What one kernel gave; plain data but for the failures."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    coverage: Coverage = field(default_factory=Coverage)
+    refused: Counter[str] = field(default_factory=Counter)
+    failures: list[tuple[Case, Failure]] = field(default_factory=list)
+
+
+def draw_dims(kernel: Kernel, dice: Dice) -> dict[str, int] | None:
+    """Values for the dims that constraints, extents and indices allow; None where none was hit."""
+    extents = [e for p in kernel.params for e in p.shape]
+    shapes = {p.name: p.shape for p in kernel.inputs}
+    indexed = index_bounds(kernel)
+    for _ in range(30):
+        dims = {d.name: dice.weighted(LIKELY_SIZES) for d in kernel.dims}
+        total = 1
+        for n in dims.values():
+            total *= max(n, 1)
+        if total > POINTS or not all(evaluate(c, dims) for c in kernel.constraints):
+            continue
+        if any(evaluate(e, dims) < 0 for e in extents):
+            continue
+        full = (n for n, b in indexed.items() if all(evaluate(e, dims) for e in shapes[n]))
+        if all(evaluate(e, dims) >= 1 for n in full for e in indexed[n]):
+            return dims
+    return None
+
+
+def draw_examples(base: Kernel, dice: Dice, count: int) -> list[Prepared]:
+    """Examples ready for use; one more is tried for each that turns out to be no valid input."""
+    found: list[Prepared] = []
+    for n in range(2 * count):
+        dims = draw_dims(base, dice)
+        if dims is None:
+            break
+        profile = PROFILES[n % 2] if n < 2 or dice.chance(30) else dice.pick(PROFILES)
+        made = prepare(base, Example(tuple(dims.items()), profile, dice.below(1 << 16)))
+        if made is not None:
+            found.append(made)
+        if len(found) == count:
+            break
+    return found
+
+
+@dataclass
+class Session:
+    """Judges kernel after kernel for one target (the interpreter, or a backend)."""
+
+    seed: int
+    target: str = INTERPRETER
+    derivations: int = 8
+    examples: int = 3
+    names: Sequence[str] | None = None
+
+    def kernel(self, number: int) -> Outcome:
+        """All derivations of the kernel of this number."""
+        outcome = Outcome()
+        name = f"{self.seed}/{number}"
+        dice = Dice(random.Random(f"derivations {self.target} {name}"))
+        kernel = generate(name)
+        base = specialise(kernel)
+        try:
+            check_kernel(base)
+        except KirError:
+            outcome.counts["rejected"] += 1
+            return outcome
+        case = Case(kernel, (), target=self.target)
+        try:
+            self.judge_kernel(case, base, dice, outcome)
+        except CRASHES as error:
+            outcome.failures.append((case, crash(error)))
+        return outcome
+
+    def judge_kernel(self, case: Case, base: Kernel, dice: Dice, outcome: Outcome) -> None:
+        outcome.counts["kernels"] += 1
+        outcome.coverage.see(case.kernel)
+        found = judge_text(case.kernel)
+        if found is not None:
+            outcome.failures.append((case, found))
+            return
+        prepared = draw_examples(base, dice, self.examples)
+        if not prepared or all(p.bounded_share() == 0 for p in prepared):
+            outcome.counts["vacuous"] += 1
+            return
+        for p in prepared:
+            found = judge_spec(p)
+            if found is not None:
+                outcome.failures.append((with_example(case, p), found))
+                return
+        tally = Tally()
+        made = variants(base, dice, self.derivations, tally, self.names)
+        try:
+            for variant in made:
+                self.judge_variant(case, base, variant, prepared, dice, outcome)
+        finally:
+            outcome.coverage.rewrites.update(tally.applied)
+            outcome.refused.update(tally.refused)
+        outcome.counts["refused"] += sum(tally.refused.values())
+
+    def judge_variant(
+        self,
+        case: Case,
+        base: Kernel,
+        variant: Variant,
+        prepared: Sequence[Prepared],
+        dice: Dice,
+        outcome: Outcome,
+    ) -> None:
+        mine = Case(case.kernel, variant.steps, target=self.target)
+        outcome.counts["pairs"] += 1
+        outcome.counts["steps"] += len(variant.steps)
+        for found in self.static(base, variant, dice):
+            outcome.failures.append((mine, found))
+            return
+        if self.target != INTERPRETER:
+            self.on_target(mine, variant, prepared, outcome)
+            return
+        for n, p in enumerate(prepared):
+            found = judge_value(variant.kernel, variant.effect, p)
+            if found is None and n == 0:
+                found = judge_ring(variant.kernel, p)
+            if found is not None:
+                outcome.failures.append((with_example(mine, p), found))
+                return
+
+    def static(self, base: Kernel, variant: Variant, dice: Dice) -> Iterator[Failure]:
+        """What needs no run: the check, the text, and for some a second replay."""
+        found = judge_check(variant.kernel) or judge_text(variant.kernel)
+        if found is None and dice.chance(20):
+            found = judge_replay(base, variant.steps, variant.kernel)
+        if found is not None:
+            yield found
+
+    def on_target(
+        self, case: Case, variant: Variant, prepared: Sequence[Prepared], outcome: Outcome
+    ) -> None:
+        """Compile and run; what a backend does not express counts as unsupported."""
+        kernel = variant.kernel
+        if is_spec(kernel):
+            kernel = make_rewrite(Step("loops")).apply(kernel)
+        if size_of(kernel) > COMPILED:
+            outcome.counts["too large"] += 1
+            outcome.counts["pairs"] -= 1
+            return
+        try:
+            program = load(kernel, Target(self.target))
+        except (UnsupportedError, MissingHardwareError):
+            outcome.counts["unsupported"] += 1
+            outcome.counts["pairs"] -= 1
+            return
+        for p in prepared:
+            found = judge_target(program, kernel, variant.effect, p, self.target)
+            if found is not None:
+                outcome.failures.append((with_example(case, p), found))
+                return
+
+
+def with_example(case: Case, prepared: Prepared) -> Case:
+    return Case(case.kernel, case.steps, prepared.example, case.target)
+
+
+def crash(error: BaseException) -> Failure:
+    return Failure(f"crash: {type(error).__name__}", str(error) or type(error).__name__)
