@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from kir.ir import Axis, Buffer, Expr, If, Kernel, Loop, Stmt, Var, substitute, walk
 from kir.rewrites.base import (
+    EFFECTS,
     Block,
     Effect,
+    Move,
     Rewrite,
     buffers_of,
     edit_block,
     find_loop,
     fresh,
     guarded,
+    loops_of,
     names_in,
     path_to,
     refuse,
@@ -24,6 +28,8 @@ from kir.rewrites.base import (
 from kir.rewrites.legality import (
     conflict,
     fusion_conflict,
+    order_across,
+    order_of_blocks,
     stored_in,
 )
 from kir.simplify import simplify
@@ -50,7 +56,7 @@ class Fuse(Rewrite):
     """
 
     name: ClassVar[str] = "fuse"
-    effect: ClassVar[Effect] = "exact"
+    effect: ClassVar[Effect] = "reassociates"
     loop: str
     second: str
 
@@ -70,6 +76,16 @@ class Fuse(Rewrite):
                 hint="loops around them are fused first",
             )
         return _fused(kernel, a, b, kernel)[0]
+
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        """Every pair of loops of one block that are alike."""
+        for loop in loops_of(kernel.body):
+            for other in _alike(kernel, loop):
+                yield Move("fuse", (("loop", loop.axis.name), ("second", other.axis.name)))
+
+    def effect_on(self, kernel: Kernel) -> Effect:
+        return _effect(kernel, find_loop(kernel, self.loop), find_loop(kernel, self.second))
 
     def forward(self, before: Kernel, after: Kernel) -> dict[str, tuple[str, ...]]:
         return {self.second: (self.loop,)}
@@ -106,7 +122,7 @@ class Merge(Rewrite):
     """
 
     name: ClassVar[str] = "merge"
-    effect: ClassVar[Effect] = "exact"
+    effect: ClassVar[Effect] = "reassociates"
     loop: str
     depth: int = 1
     until: str | None = None
@@ -114,15 +130,33 @@ class Merge(Rewrite):
     def edit(self, kernel: Kernel) -> Kernel:
         return self._merged(kernel)[0]
 
-    def forward(self, before: Kernel, after: Kernel) -> dict[str, tuple[str, ...]]:
-        return self._merged(before)[1]
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        """Every loop with the next one or more that are alike, as deep as the first nest goes."""
+        for loop in loops_of(kernel.body):
+            others = _alike(kernel, loop)
+            for k, last in enumerate(others):
+                until = () if k == len(others) - 1 else (("until", last.axis.name),)
+                inner: Loop | None = loop
+                depth = 0
+                while inner is not None:
+                    depth += 1
+                    yield Move("merge", (("loop", loop.axis.name), ("depth", depth), *until))
+                    inner = next((s for s in inner.body if isinstance(s, Loop)), None)
 
-    def _merged(self, kernel: Kernel) -> tuple[Kernel, dict[str, tuple[str, ...]]]:
-        """The kernel after, and what the loops that were taken in are called there."""
+    def effect_on(self, kernel: Kernel) -> Effect:
+        found = (_effect(*fusion) for fusion in self._merged(kernel)[1])
+        return max(found, key=EFFECTS.index, default="exact")
+
+    def forward(self, before: Kernel, after: Kernel) -> dict[str, tuple[str, ...]]:
+        return {b.axis.name: (a.axis.name,) for _, a, b in self._merged(before)[1]}
+
+    def _merged(self, kernel: Kernel) -> tuple[Kernel, list[tuple[Kernel, Loop, Loop]]]:
+        """The kernel after, and the fusions on the way: a kernel and the two loops of it."""
         if self.depth < 1:
             refuse(kernel, f"nests cannot be merged {self.depth} deep")
         given, loop = kernel, find_loop(kernel, self.loop)
-        moved: dict[str, tuple[str, ...]] = {}
+        fusions: list[tuple[Kernel, Loop, Loop]] = []
         for level in range(self.depth):
             others = _alike(kernel, loop)
             if level == 0 and self.until is not None:
@@ -135,8 +169,8 @@ class Merge(Rewrite):
                     node=find_loop(given, name),
                 )
             for other in others:
+                fusions.append((kernel, loop, other))
                 kernel, loop = _fused(kernel, loop, other, given)
-                moved[other.axis.name] = (loop.axis.name,)
             if level + 1 < self.depth:
                 below = next((s for s in loop.body if isinstance(s, Loop)), None)
                 if below is None:
@@ -144,7 +178,7 @@ class Merge(Rewrite):
                     message = f"there is no loop in the body of `{name}` to merge"
                     refuse(given, message, node=find_loop(given, name))
                 loop = below
-        return kernel, moved
+        return kernel, fusions
 
     def _limited(self, kernel: Kernel, loop: Loop, others: list[Loop]) -> list[Loop]:
         assert self.until is not None
@@ -202,6 +236,14 @@ def _fused(kernel: Kernel, a: Loop, b: Loop, given: Kernel) -> tuple[Kernel, Loo
         return (*block[:k], *before, new, *after, *block[at + 1 :])
 
     return edit_block(kernel, a, edit), new
+
+
+def _effect(kernel: Kernel, a: Loop, b: Loop) -> Effect:
+    """What fusing `b` into `a` does to float results: exact unless both update one element, or
+    what stands between them updates what they do."""
+    block = block_of(kernel, a)
+    between = tuple(itertools.takewhile(lambda s: s is not b, _after(block, a)))
+    return max(order_across(a, b), order_of_blocks(between, (a, b)), key=EFFECTS.index)
 
 
 def _moved(kernel: Kernel, a: Loop, b: Loop, between: Block) -> tuple[Block, Block]:

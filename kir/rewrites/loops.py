@@ -20,6 +20,7 @@ from kir.ir import (
     walk,
 )
 from kir.rewrites.base import (
+    EFFECTS,
     Block,
     Effect,
     Move,
@@ -43,6 +44,7 @@ from kir.rewrites.legality import (
     carried,
     crossing,
     fission_conflict,
+    order_across,
     order_of_updates,
     reorder_conflict,
     stored_in,
@@ -235,7 +237,7 @@ class Swizzle(Rewrite):
 
 @dataclass(frozen=True)
 class Fission(Rewrite):
-    """`fission(i)`: a loop is distributed over the statements of its body.
+    """`fission(i, after = k)`: a loop is distributed over the statements of its body.
 
     Before::
 
@@ -252,64 +254,131 @@ class Fission(Rewrite):
         for i_2: 128 { y[i_2] = acc[i_2] }
 
     A buffer that more than one piece uses gets an axis for `i`. Each piece keeps kind, mask and
-    hints; the first keeps the name. With `after = k` there are two pieces, and the first ends
-    with the loop `k`. Refused where a piece needs a later iteration's result of one that follows.
+    hints; the first keeps the name. By itself it cuts wherever it may, so there are as many
+    pieces as can be; with `after = k` it cuts behind the loop `k` of the body alone, with
+    `after = (k, l)` behind both. Refused where a statement before the cut needs what one behind
+    it stores in an earlier iteration.
     """
 
     name: ClassVar[str] = "fission"
-    effect: ClassVar[Effect] = "exact"
+    effect: ClassVar[Effect] = "reassociates"
     loop: str
-    after: str | None = None
+    after: str | tuple[str, ...] | None = None
 
     def edit(self, kernel: Kernel) -> Kernel:
+        loop, inits, pieces = self._parts(kernel)
+        made: list[Stmt] = list(inits)
+        for name, piece in zip(self._names(kernel, pieces), pieces, strict=True):
+            here: dict[str, Expr] = {self.loop: Var(name)}
+            fixed = piece if name == self.loop else substitute(piece, here)
+            made.append(replace(fixed, axis=replace(piece.axis, name=name)))
+        return replace_stmt(kernel, loop, made)
+
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        """Every loop with more than one statement: cut everywhere, and behind each loop in its
+        body (several cuts are the same as one after the other)."""
+        for loop in loops_of(kernel.body):
+            others = [s for s in loop.body if not isinstance(s, Buffer)]
+            fixed = (("loop", loop.axis.name),)
+            if len(others) > 1:
+                yield Move("fission", fixed)
+                for s in others[:-1]:
+                    if isinstance(s, Loop):
+                        yield Move("fission", (*fixed, ("after", s.axis.name)))
+
+    def effect_on(self, kernel: Kernel) -> Effect:
+        """Exact unless two pieces update one element."""
+        pieces = self._parts(kernel)[2]
+        found = (order_across(a, b) for k, a in enumerate(pieces) for b in pieces[k + 1 :])
+        return max(found, key=EFFECTS.index, default="exact")
+
+    def forward(self, before: Kernel, after: Kernel) -> dict[str, tuple[str, ...]]:
+        return {self.loop: tuple(self._names(before, self._parts(before)[2]))}
+
+    def _names(self, kernel: Kernel, pieces: list[Loop]) -> list[str]:
+        used = names_in(kernel)
+        return [self.loop if k == 0 else fresh(self.loop, used) for k in range(len(pieces))]
+
+    def _parts(self, kernel: Kernel) -> tuple[Loop, list[Buffer], list[Loop]]:
+        """The loop, the buffers that come to stand in front, and the loops it becomes, all with
+        the index of the old one."""
         loop = find_loop(kernel, self.loop)
         require_loops(kernel, (loop,))
-        if stored_in(loop.where, loop.body):
-            refuse(kernel, f"the mask of `{self.loop}` reads what its body stores", node=loop)
+        if stored_in((*loop.where, loop.axis.extent), loop.body):
+            message = f"the mask of `{self.loop}` reads what its body stores, or its extent does"
+            refuse(kernel, message, node=loop)
+        self._check_inits(kernel, loop)
         groups = self._groups(kernel, loop)
-        expanded, inits, pieces = self._pieces(kernel, loop, groups)
-        if len(pieces) < 2:
+        if len(groups) < 2:
             refuse(kernel, f"the body of `{self.loop}` is one piece already", node=loop)
+        bad = self._uncuttable(kernel, loop, groups)
+        if bad and (self.after is not None or len(bad) == len(groups) - 1):
+            start, why = next(iter(bad.items()))
+            node = groups[start][0]
+            refuse(kernel, f"the body of `{self.loop}` hangs together: {why}", node=node)
+        joined: list[Block] = []
+        for k, group in enumerate(groups):
+            if k in bad:
+                joined[-1] += group
+            else:
+                joined.append(group)
+        expanded, inits, pieces = self._pieces(loop, joined)
+        for b in inits:
+            self._check_buffer(kernel, loop, b)
+        return loop, [self._expanded(b, loop) for b in inits], self._loops(loop, expanded, pieces)
 
+    def _loops(self, loop: Loop, expanded: list[str], pieces: list[Block]) -> list[Loop]:
         def index(old: tuple[Expr, ...]) -> tuple[Expr, ...]:
             return (Var(self.loop), *old)
 
         for name in expanded:
             pieces = [tuple(reindex(s, name, index, name) for s in p) for p in pieces]
-        loops = [replace(loop, body=p) for p in pieces]
-        starts = [g[0] for g in groups]
-        for k, start in enumerate(starts, len(pieces) - len(groups)):
-            if any(crossing(first, loops[k]) for first in loops[:k]):
-                at = next(n for n, s in enumerate(loop.body) if s is start)
-                found = fission_conflict(kernel, loop, at)
-                if found:
-                    refuse(kernel, f"the body of `{self.loop}` hangs together: {found}", node=start)
-        used = names_in(kernel)
-        made: list[Stmt] = list(inits)
-        for k, piece in enumerate(loops):
-            name = self.loop if k == 0 else fresh(self.loop, used)
-            here: dict[str, Expr] = {self.loop: Var(name)}
-            fixed = piece if k == 0 else substitute(piece, here)
-            made.append(replace(fixed, axis=replace(piece.axis, name=name)))
-        return replace_stmt(kernel, loop, made)
+        return [replace(loop, body=p) for p in pieces]
+
+    def _uncuttable(self, kernel: Kernel, loop: Loop, groups: list[Block]) -> dict[int, str]:
+        """The groups before which there can be no cut, with the dependence across it."""
+        expanded, _, pieces = self._pieces(loop, groups)
+        loops = self._loops(loop, expanded, pieces)[len(pieces) - len(groups) :]
+        doubtful = {
+            k
+            for q, second in enumerate(loops)
+            for p, first in enumerate(loops[:q])
+            if crossing(first, second)
+            for k in range(p + 1, q + 1)
+        }
+        bad: dict[int, str] = {}
+        for k in sorted(doubtful):
+            at = next(n for n, s in enumerate(loop.body) if s is groups[k][0])
+            why = fission_conflict(kernel, loop, at)
+            if why:
+                bad[k] = why
+        return bad
 
     def _groups(self, kernel: Kernel, loop: Loop) -> list[Block]:
         """The statements other than buffers, as they are to be kept together."""
         others = tuple(s for s in loop.body if not isinstance(s, Buffer))
         if self.after is None:
             return [(s,) for s in others]
-        for k, s in enumerate(others):
-            if isinstance(s, Loop) and s.axis.name == self.after:
-                return [g for g in (others[: k + 1], others[k + 1 :]) if g]
-        return refuse(kernel, f"`{self.loop}` has no loop `{self.after}` in its body", node=loop)
+        last = {self.after} if isinstance(self.after, str) else set(self.after)
+        groups: list[Block] = [()]
+        for s in others:
+            groups[-1] += (s,)
+            if isinstance(s, Loop) and s.axis.name in last:
+                last.discard(s.axis.name)
+                groups.append(())
+        if last:
+            message = f"`{self.loop}` has no loop `{min(last)}` in its body"
+            refuse(kernel, message, node=loop)
+        return [g for g in groups if g]
 
     def _pieces(
-        self, kernel: Kernel, loop: Loop, groups: list[Block]
+        self, loop: Loop, groups: list[Block]
     ) -> tuple[list[str], list[Buffer], list[Block]]:
-        """Names of the buffers to expand, their declarations expanded, and the pieces: the
-        groups, after stores for inits that are not constant."""
+        """Names of the buffers to expand, these buffers, and the pieces: the groups, after
+        stores for inits that are not constant."""
         users = [{a.tensor for a in accesses(g)} for g in groups]
-        inits: list[Buffer] = []
+        shared: list[Buffer] = []
         stores: list[Block] = []
         mine: list[list[Stmt]] = [[] for _ in groups]
         for b in loop.body:
@@ -320,14 +389,25 @@ class Fission(Rewrite):
                 mine[found[0]].append(b)
             if len(found) < 2:
                 continue
-            self._check_buffer(kernel, loop, b)
-            constant = _constant(b)
-            shape = (loop.axis.extent, *b.shape)
-            inits.append(replace(b, shape=shape, init=b.init if constant else None))
-            if not constant and b.init is not None:
+            shared.append(b)
+            if not _constant(b) and b.init is not None:
                 stores.append((Store(b.name, (), b.init, span=b.span),))
         pieces = [(*own, *g) for own, g in zip(mine, groups, strict=True)]
-        return [b.name for b in inits], inits, [*stores, *pieces]
+        return [b.name for b in shared], shared, [*stores, *pieces]
+
+    def _expanded(self, b: Buffer, loop: Loop) -> Buffer:
+        shape = (loop.axis.extent, *b.shape)
+        return replace(b, shape=shape, init=b.init if _constant(b) else None)
+
+    def _check_inits(self, kernel: Kernel, loop: Loop) -> None:
+        """What buffers are set to is the same wherever in the iteration they come to stand."""
+        changing = {a.tensor for a in accesses((loop,)) if a.op != "read"}
+        changing |= {b.name for b in buffers_of(loop.body)}
+        for b in loop.body:
+            if isinstance(b, Buffer) and b.init is not None:
+                reads = {n.tensor for n in walk(b.init) if isinstance(n, Read)}
+                if reads & changing:
+                    refuse(kernel, f"the init of `{b.name}` is computed in the loop", node=b)
 
     def _check_buffer(self, kernel: Kernel, loop: Loop, b: Buffer) -> None:
         if any(self.loop in var_names(e) for e in b.shape):
@@ -339,12 +419,8 @@ class Fission(Rewrite):
                 node=b,
                 hint=f"split the loop, or `set_space({b.name}, local)`",
             )
-        if not _constant(b):
-            reads = {n.tensor for e in (b.init,) if e for n in walk(e) if isinstance(n, Read)}
-            written = {a.tensor for a in accesses((loop,)) if a.op != "read"}
-            held = {x.name for x in buffers_of((loop,))}
-            if b.shape or reads & (written | held):
-                refuse(kernel, f"the init of `{b.name}` is computed in the loop", node=b)
+        if b.shape and not _constant(b):
+            refuse(kernel, f"the init of `{b.name}` is computed in the loop", node=b)
 
 
 def _constant(b: Buffer) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from kir.ir import Buffer, Expr, Kernel, Loop, Read, Stmt, Store, Var, substitute, walk
 from kir.rewrites.base import (
     Effect,
+    Move,
     Rewrite,
     buffers_of,
     find_loop,
+    loops_of,
     path_to,
     refuse,
     replace_stmt,
@@ -60,6 +63,13 @@ class Unmask(Rewrite):
         made = replace_stmt(kernel, loop, (done,))
         self._check_bounds(kernel, made, done)
         return made
+
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        """Every masked loop."""
+        for loop in loops_of(kernel.body):
+            if loop.where:
+                yield Move("unmask", (("loop", loop.axis.name),))
 
     def _check_readers(self, kernel: Kernel, loop: Loop, buffer: Buffer) -> None:
         """In some dim every access of `buffer` has an index that is masked as `loop` is now."""
