@@ -22,8 +22,10 @@ LISTED = 300
 """Candidates looked at for one rewrite."""
 TRIES = 5
 """Draws for each step wanted."""
-LARGE = 900
+LARGE = 200
 """Nodes from which a kernel is not rewritten further: some rewrites copy code."""
+HUGE = 400
+"""Nodes of the greatest result that is judged."""
 OFTEN = {"split": 3.0, "reorder": 2.0, "bind": 2.0, "fission": 2.0, "fuse": 2.0, "merge": 2.0,
          "stage": 2.0, "contract": 2.0, "inline": 2.0, "rfactor": 2.0, "online": 3.0,
          "factor": 2.0, "hint": 0.3, "outline": 0.7, "hoist": 0.7}  # fmt: skip
@@ -209,7 +211,7 @@ def variants(
                 variant = deriver.recipe(variant)
             else:
                 variant = deriver.walk(variant, dice.below(6))
-        if variant.steps in seen:
+        if variant.steps in seen or size_of(variant.kernel) > HUGE:
             continue
         seen.add(variant.steps)
         found.append(variant)
