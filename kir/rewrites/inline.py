@@ -121,8 +121,12 @@ class Inline(Rewrite):
                 f"`{self.definition}` reduces and is read {len(reads)} times",
                 node=reads[1] if reads else target,
             )
-        plain = all(isinstance(e, Var) for e in reads[0].indices)
-        if not plain or len(set(reads[0].indices)) != len(reads[0].indices):
+        moving = [
+            e
+            for e, d in zip(reads[0].indices, target.dims, strict=True)
+            if not (isinstance(d, Axis) and d.extent == const(1))
+        ]
+        if not all(isinstance(e, Var) for e in moving) or len(set(moving)) != len(moving):
             refuse(kernel, "a definition that reduces is read by plain indices", node=reads[0])
         for s in kernel.body:
             for n in walk(s):

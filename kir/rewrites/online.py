@@ -457,9 +457,20 @@ class _Work:
         for x in kept:
             if var_names(x.axis.extent) & dropped:
                 refuse(kernel, f"the extent of `{x.axis.name}` is not fixed", node=x)
-        for name in {e.scalar for e, _ in scale.exponents}:
-            self._check_domain(name, place, dropped, kept)
+        for exponent, c in scale.ordered():
+            self._check_sign(exponent, c, place)
+            self._check_domain(exponent.scalar, place, dropped, kept)
         return _Sum(place, scale, kept)
+
+    def _check_sign(self, exponent: Exponent, c: float, place: _Place) -> None:
+        name = exponent.scalar
+        if (c > 0) != (self._update(name).stmt.op == "min"):
+            refuse(
+                self.kernel,
+                f"`{exponent.function}` of the distance to `{name}` grows with it, so running "
+                "values may overflow where the final one does not",
+                node=place.stmt,
+            )
 
     def _check_domain(
         self, name: str, place: _Place, dropped: set[str], kept: tuple[Loop, ...]
