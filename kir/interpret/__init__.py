@@ -19,6 +19,7 @@ from kir.interpret.bounded import Bounded, WithBounds
 from kir.interpret.domain import AsWritten, Domain, Value
 from kir.interpret.evaluate import Evaluator
 from kir.interpret.exact import Residues, difference, levels_of, run_graph_ring, run_ring
+from kir.interpret.rules import OpError
 from kir.ir import Graph, Kernel, Module, Param
 from kir.specialise import infer_dims, specialise
 
@@ -54,13 +55,15 @@ def oracle(
     inputs: Arrays,
     dims: Mapping[str, int] | None = None,
     contraction: bool = False,
+    errors: Mapping[str, OpError] | None = None,
 ) -> dict[str, Bounded]:
     """The outputs in f64 from the inputs as they are, each element with its error bound.
 
-    With `contraction` the bounds hold for implementations that fuse products into sums, too.
+    With `contraction` the bounds hold for implementations that fuse products into sums, too;
+    with `errors` for those that put something else in the place of an op.
     Raises what `run` raises.
     """
-    found = run_in(WithBounds(contraction), kernel, inputs, dims)
+    found = run_in(WithBounds(contraction, errors or {}), kernel, inputs, dims)
     return {p.name: _bounded(found[p.name], p) for p in kernel.outputs}
 
 

@@ -12,8 +12,8 @@ out just so.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar
 
@@ -31,7 +31,7 @@ from kir.interpret.domain import (
     first_best,
     poisoned,
 )
-from kir.interpret.rules import ROUNDINGS, RULES, own_error
+from kir.interpret.rules import ROUNDINGS, RULES, OpError, own_error
 from kir.ops import compute
 
 EXACT: Array = np.zeros(())
@@ -98,6 +98,8 @@ class WithBounds(Domain):
 
     contracts: ClassVar[bool] = True
     contraction: bool = False
+    errors: Mapping[str, OpError] = field(default_factory=dict)
+    """Of ops that something else stands in for."""
 
     def lift(self, array: Array, dtype: DType) -> Value:
         return _wide(np.asarray(array, dtype.numpy), dtype), EXACT
@@ -110,7 +112,7 @@ class WithBounds(Domain):
             if name == "select":
                 return _select(args[0], args[1], args[2])
             if dtype.is_float and name in RULES:
-                v, e = _float_op(name, args, dtype)
+                v, e = _float_op(name, args, dtype, self.errors.get(name))
                 if self.contraction and name == "mul":
                     made = np.isfinite(args[0][0]) & np.isfinite(args[1][0]) & ~np.isfinite(v)
                     e = np.where(made, np.inf, e)
@@ -250,15 +252,17 @@ def finish(
     return v, np.where(wild, np.inf, bound)
 
 
-def _float_op(name: str, args: Sequence[Value], dtype: DType) -> Value:
+def _float_op(
+    name: str, args: Sequence[Value], dtype: DType, extra: OpError | None = None
+) -> Value:
     v, e, hazard = RULES[name](*(p for a in args for p in a))
     wild = hazard
     for _, bound in args:
         if bound.any():
             wild = wild | np.isinf(bound)
     values = [a[0] for a in args]
-    own = own_error(name, values, v, dtype.unit_roundoff)
-    correct = ROUNDINGS[name] == 1.0
+    own = own_error(name, values, v, dtype.unit_roundoff, extra)
+    correct = ROUNDINGS[name] == 1.0 and extra is None
     if correct or own.any():
         return finish(np.asarray(v), np.asarray(e), own, wild, dtype, correct)
     e = np.where(np.isfinite(v), np.where(np.isnan(e), np.inf, e), 0.0)

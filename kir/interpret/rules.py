@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -223,8 +224,22 @@ RULES: dict[str, Rule] = {
 """The ops from floats to a float; `kir.interpret.bounded` has the others."""
 
 
-def own_error(name: str, args: list[Array], value: Array, unit: float) -> Array:
-    """The error that the op itself may add, in absolute terms, for a dtype of roundoff `unit`."""
+@dataclass(frozen=True)
+class OpError:
+    """How far something put in the place of an op may be off, beside what the op itself may be:
+    `roundoffs` unit roundoffs of the value, `argument` more for each unit of its operand's size,
+    and `absolute`."""
+
+    roundoffs: float = 0.0
+    argument: float = 0.0
+    absolute: float = 0.0
+
+
+def own_error(
+    name: str, args: list[Array], value: Array, unit: float, extra: OpError | None = None
+) -> Array:
+    """The error that the op itself may add, in absolute terms, for a dtype of roundoff `unit`;
+    `extra` is that of what stands in its place."""
     roundings: Array = np.asarray(ROUNDINGS[name])
     more = ARGUMENT_ROUNDINGS.get(name)
     if more is not None:
@@ -232,4 +247,7 @@ def own_error(name: str, args: list[Array], value: Array, unit: float) -> Array:
         if name == "pow":
             size = np.abs(args[1] * np.log2(np.where(size > 0, size, 1.0)))
         roundings = roundings + more * np.minimum(size, 2000.0)
-    return np.asarray(roundings * unit * np.abs(value))
+    if extra is None:
+        return np.asarray(roundings * unit * np.abs(value))
+    roundings = roundings + extra.roundoffs + extra.argument * np.minimum(np.abs(args[0]), 2000.0)
+    return np.asarray(roundings * unit * np.abs(value) + extra.absolute)

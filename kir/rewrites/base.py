@@ -11,9 +11,9 @@ import difflib
 import itertools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NoReturn
+from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn
 
 from kir.errors import RewriteError
 from kir.ir import (
@@ -38,6 +38,9 @@ from kir.ir import (
     walk,
 )
 from kir.simplify import simplify
+
+if TYPE_CHECKING:
+    from kir.interpret.rules import OpError
 
 Effect = Literal["exact", "reassociates", "approximates"]
 EFFECTS: tuple[Effect, ...] = ("exact", "reassociates", "approximates")
@@ -75,6 +78,11 @@ class Rewrite(ABC):
     def bound(self) -> str:
         """Of one that approximates: the error it may add, in words and units roundoff."""
         return ""
+
+    def errors(self, kernel: Kernel) -> Mapping[str, OpError]:
+        """Of one that puts something else in the place of ops of `kernel`, where that is not equal
+        in the reals: how far it may be off, for the oracle."""
+        return {}
 
     def forward(self, before: Kernel, after: Kernel) -> dict[str, tuple[str, ...]]:
         """Loops, buffers and definitions of `before` that changed their name, to what they are
