@@ -152,6 +152,7 @@ def small_bf16(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) -> 
 ATTENTION = sizes("B H L D", (2, 2, 5, 8), (1, 1, 33, 16), (1, 2, 130, 16))
 
 PAPERS: tuple[Case, ...] = (
+    Case("papers/flash_attention.kir", ATTENTION, flash_attention),
     Case(
         "papers/flash_attention_backward.kir",
         ATTENTION,
