@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from operator import is_not
 from typing import Any, Literal, TypeVar
 
 from kir.dtypes import DType, bool_, i64
@@ -332,15 +333,19 @@ class Module(Node):
 N = TypeVar("N", bound=Node)
 
 
-_PARTS: dict[str, tuple[str, ...]] = {}
+_PARTS: dict[type[Node], tuple[str, ...]] = {}
+_LEAVES = {"str", "str | None", "int | None", "int | float | bool", "DType", "LoopKind", "Space"}
+"""Annotations of fields that hold no node, as they are written above."""
 
 
 def _parts(node: Node) -> tuple[str, ...]:
-    """The names of a node's fields, but for its source place; looked up once for each class."""
-    name = type(node).__name__
-    if name not in _PARTS:
-        _PARTS[name] = tuple(f.name for f in fields(node) if f.name != "span")
-    return _PARTS[name]
+    """The names of the fields that may hold nodes; looked up once for each class."""
+    kind = type(node)
+    found = _PARTS.get(kind)
+    if found is None:
+        found = tuple(f.name for f in fields(node) if f.name != "span" and f.type not in _LEAVES)
+        _PARTS[kind] = found
+    return found
 
 
 def children(node: Node) -> Iterator[Node]:
@@ -359,7 +364,12 @@ def walk(node: Node) -> Iterator[Node]:
     while stack:
         top = stack.pop()
         yield top
-        stack.extend(reversed(list(children(top))))
+        for name in reversed(_parts(top)):
+            value = getattr(top, name)
+            if isinstance(value, Node):
+                stack.append(value)
+            elif isinstance(value, tuple):
+                stack.extend(x for x in reversed(value) if isinstance(x, Node))
 
 
 def rebuild(node: N, visit: Callable[[Node], Node]) -> N:
@@ -367,15 +377,14 @@ def rebuild(node: N, visit: Callable[[Node], Node]) -> N:
     changes: dict[str, Any] = {}
     for name in _parts(node):
         old = getattr(node, name)
-        new: Any = old
         if isinstance(old, Node):
             new = visit(old)
+            if new is not old:
+                changes[name] = new
         elif isinstance(old, tuple):
-            new = tuple(visit(x) if isinstance(x, Node) else x for x in old)
-            if all(a is b for a, b in zip(new, old, strict=True)):
-                new = old
-        if new is not old:
-            changes[name] = new
+            made = [visit(x) if isinstance(x, Node) else x for x in old]
+            if any(map(is_not, made, old)):
+                changes[name] = tuple(made)
     return replace(node, **changes) if changes else node
 
 
