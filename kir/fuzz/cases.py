@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kir.derivation import from_record
+from kir.derivation import from_record, step_record
 from kir.derivation import replay as replay_steps
-from kir.derivation import step_record
 from kir.errors import KirError, RewriteError, ScheduleError
 from kir.ir import Kernel, Step
 from kir.syntax import format_kernel, format_step, parse_kernel

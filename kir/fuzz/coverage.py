@@ -27,7 +27,6 @@ from kir.ir import (
     Reduce,
     Store,
     Var,
-
     walk,
 )
 from kir.ops import OPS
@@ -187,4 +186,3 @@ WHOLE: dict[str, tuple[str, ...]] = {
     "dtypes": tuple(DTYPES),
     "rewrites": tuple(REWRITES),
 }
-

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from kir.dtypes import DTYPES, NARROW_FLOATS, DType, bool_, f8e4m3, f32, f64, i32, i64, u64
+from kir.dtypes import DTYPES, NARROW_FLOATS, DType, bool_, f8e4m3, f32, i32, u64
 from kir.ir import (
     ARG_REDUCTIONS,
     REDUCTIONS,
@@ -190,8 +190,15 @@ class Expressions(Dice):
         if depth <= 0:
             return self.leaf(dtype, scope)
         kind = self.weighted(
-            [("leaf", 20), ("op", 52), ("select", 7), ("cast", 8), ("bitcast", 3), ("reduce", 7),
-             ("random", 2)]  # fmt: skip
+            [
+                ("leaf", 20),
+                ("op", 52),
+                ("select", 7),
+                ("cast", 8),
+                ("bitcast", 3),
+                ("reduce", 7),
+                ("random", 2),
+            ]  # fmt: skip
         )
         if kind == "select":
             parts = (self.expr(t, scope, depth - 1) for t in (bool_, dtype, dtype))

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,24 +22,19 @@ import numpy as np
 
 from kir.backend import Executable
 from kir.check import check_kernel
-from kir.derivation import derive, from_json, kernel_hash, replay
+from kir.derivation import derive, from_json, kernel_hash
 from kir.errors import (
     EvaluationError,
     KirError,
-    RewriteError,
-    UnsupportedError,
-    VerificationError,
 )
-from kir.fuzz.cases import CRASHES, INTERPRETER, Case, Failure
-from kir.fuzz.derivations import is_spec
-from kir.fuzz.expressions import Dice
+from kir.fuzz.cases import Failure
 from kir.interpret import Bounded, oracle, run
-from kir.interpret.exact import Residues, difference, levels_of, run_ring
 from kir.interpret.domain import poisoned
+from kir.interpret.exact import Residues, difference, levels_of, run_ring
 from kir.ir import Kernel, Step
 from kir.pipeline import Target
-from kir.rewrites import EFFECTS, Effect, apply_step, make_rewrite
-from kir.specialise import evaluate, output_shapes, specialise
+from kir.rewrites import Effect
+from kir.specialise import output_shapes, specialise
 from kir.syntax import format_kernel, parse_kernel, parse_steps
 from kir.testing import Example, describe_difference, make_inputs, same_bits
 
@@ -189,7 +183,7 @@ def judge_check(base: Kernel, kernel: Kernel, prepared: Sequence[Prepared]) -> F
     """The checker on the result; where it cannot decide for all dims, for those of the examples."""
     try:
         check_kernel(kernel)
-    except KirError as error:
+    except KirError:
         for p in prepared:
             try:
                 check_kernel(specialise(kernel, {d.name: p.dims[d.name] for d in kernel.dims}))

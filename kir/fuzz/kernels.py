@@ -193,7 +193,9 @@ class Maker(Expressions):
         known = [p for p in self.inputs.values() if p.shape and p.name in self.tensors]
         p = self.pick(known)
         at = self.below(len(p.shape))
-        indices = [self.place(p.shape[at], axes[0]) if n == at else None for n in range(len(p.shape))]
+        indices = [
+            self.place(p.shape[at], axes[0]) if n == at else None for n in range(len(p.shape))
+        ]
         fits = [[s.expr for s in scope if e in s.fits] for e in p.shape]
         sure = all(i is not None or f for i, f in zip(indices, fits, strict=True))
         full = tuple(
@@ -412,9 +414,7 @@ class Maker(Expressions):
     # --- the whole ---------------------------------------------------------------------------
 
     def finish(self) -> Kernel:
-        read = {
-            n.tensor for s in self.body for n in walk(s) if isinstance(n, Read)
-        }
+        read = {n.tensor for s in self.body for n in walk(s) if isinstance(n, Read)}
         outputs = [p for p in self.written.values() if p.name not in read or p.name in self.kept]
         others = [p for p in self.written.values() if p not in outputs]
         outputs += self.sample(others, self.below(2))
@@ -423,17 +423,13 @@ class Maker(Expressions):
         outputs.sort(key=lambda p: order[p.name])
         names = {p.name for p in outputs}
         body = tuple(
-            _stored(s, names)
-            for s in self.body
-            if not (isinstance(s, Buffer) and s.name in names)
+            _stored(s, names) for s in self.body if not (isinstance(s, Buffer) and s.name in names)
         )
         used = {n.tensor for s in body for n in walk(s) if isinstance(n, Read)}
         inputs = tuple(p for p in self.inputs.values() if p.name in used) or tuple(
             self.inputs.values()
         )
-        return Kernel(
-            "k", tuple(self.dims), inputs, tuple(outputs), tuple(self.constraints), body
-        )
+        return Kernel("k", tuple(self.dims), inputs, tuple(outputs), tuple(self.constraints), body)
 
 
 def _stored(stmt: Stmt, outputs: set[str]) -> Stmt:

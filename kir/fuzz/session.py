@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from kir.backend import Executable
 from kir.check import check_kernel
 from kir.errors import KirError, MissingHardwareError, UnsupportedError
 from kir.fuzz.cases import CRASHES, INTERPRETER, Case, Failure
