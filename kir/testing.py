@@ -20,8 +20,18 @@ from kir.dtypes import DType
 from kir.errors import EvaluationError, VerificationError
 from kir.generate import kernels
 from kir.inputs import index_bounds
-from kir.interpret import Bounded, oracle, run
+from kir.interpret import (
+    Bounded,
+    Residues,
+    difference,
+    levels_of,
+    oracle,
+    run,
+    run_ring,
+)
 from kir.interpret.bounded import float_limits
+from kir.interpret.exact import Difference
+from kir.interpret.rules import OpError
 from kir.ir import Axis, Const, Dim, Expr, Graph, Kernel, Module, Var, walk
 from kir.specialise import bind_defaults, evaluate, input_shapes
 
@@ -29,6 +39,7 @@ __all__ = [
     "PROFILES",
     "Example",
     "assert_equivalent",
+    "assert_ring_equal",
     "dims_choices",
     "dims_for",
     "examples",
@@ -46,9 +57,9 @@ PROFILES = ("integers", "tame", "wide", "special")
 infinities, signed zeros, subnormals, the greatest and least values among the others."""
 SIZES = (0, 1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 31, 32, 33, 64, 65, 100, 127, 128, 129, 257)
 WORK = 1 << 17
+"""Most points, the product of all dims, that a drawn example has."""
 FEWEST = 3
 """Choices of dims kept where all are too dear."""
-"""Most points, the product of all dims, that a drawn example has."""
 
 
 @dataclass(frozen=True)
@@ -282,6 +293,7 @@ def assert_equivalent(
     profiles: Sequence[str] = PROFILES,
     approximates: bool = False,
     reals: bool = False,
+    approximations: Sequence[tuple[Kernel, Mapping[str, OpError]]] = (),
 ) -> float:
     """Check that `b` computes what `a` says, on random dims and inputs.
 
@@ -289,8 +301,9 @@ def assert_equivalent(
     must equal that of `a` bit for bit (NaN equals NaN). With `approximates` what the oracle allows
     for `b` itself is allowed too, around the value that `a` says; so it is with `reals`, for a `b`
     made by laws of the real numbers, of which nothing is asked where these do not hold: where the
-    value is not finite, or overflows on its way. Gives the worst error as a multiple of its bound;
-    raises VerificationError.
+    value is not finite, or overflows on its way. `approximations` (of `kir.derivation`) are stages
+    in which something else was put in the place of ops: what that may change is allowed on top.
+    Gives the worst error as a multiple of its bound; raises VerificationError.
     """
     rng = np.random.default_rng(seed)
     choices = dims_choices(a, (b,), seed=seed)
@@ -303,6 +316,8 @@ def assert_equivalent(
             want: Mapping[str, Any] = (
                 run(a, arrays, dims) if exact else _allowed(a, b, case, arrays, approximates, reals)
             )
+            for stage, errors in approximations:
+                want = _with_errors(want, stage, errors, arrays, dims)
         except EvaluationError:
             continue  # an index that no bound is known for fell out of range: no valid input
         got = run(b, arrays, {d.name: dims[d.name] for d in b.dims})
@@ -339,6 +354,19 @@ def _allowed(
     return {n: _looser(w, own[n], reals, overflows) for n, w in wanted.items()}
 
 
+def _with_errors(
+    wanted: Mapping[str, Any],
+    stage: Kernel,
+    errors: Mapping[str, OpError],
+    arrays: dict[str, Array],
+    dims: Mapping[str, int],
+) -> dict[str, Any]:
+    """`wanted`, and what the errors of ops in `stage` make its outputs differ by."""
+    here = {d.name: dims[d.name] for d in stage.dims}
+    more = oracle(stage, arrays, here, contraction=True, errors=errors)
+    return {n: replace(w, bound=w.bound + more[n].bound) for n, w in wanted.items()}
+
+
 def _looser(wanted: Bounded, own: Bounded, reals: bool, overflows: bool) -> Bounded:
     """The greater of both bounds. With `reals` none where `wanted` is not finite, and, on inputs
     that may overflow, where `own` is not."""
@@ -347,6 +375,54 @@ def _looser(wanted: Bounded, own: Bounded, reals: bool, overflows: bool) -> Boun
         finite = np.isfinite(wanted.value) & (np.isfinite(own.value) | (not overflows))
         bound = np.where(finite, bound, np.inf)
     return replace(wanted, bound=bound)
+
+
+RING_WORK = 1 << 12
+"""Most points that an example for the ring has: a wrong element shows in small shapes, too."""
+
+
+def assert_ring_equal(
+    a: Kernel, b: Kernel, tries: int = 6, seed: int = 0, special: bool = False
+) -> int:
+    """Check that `b` equals `a` bit for bit in the ring (`kir.interpret.ring`), on random dims.
+
+    Float inputs are random field elements; with `special`, infinities and NaNs among them, which
+    laws of the real numbers need not respect. Gives how many elements were lost in either, and
+    differ: of these nothing is known. Raises VerificationError.
+    """
+    rng = np.random.default_rng(seed)
+    choices = dims_choices(a, (b,), seed=seed)
+    small = [c for c in choices if math.prod(max(n, 1) for n in c.values()) <= RING_WORK]
+    choices = small or choices[:FEWEST]
+    levels, unsure = levels_of(a, b), 0
+    for n in range(tries):
+        dims = choices[int(rng.integers(len(choices)))]
+        case = Example(tuple(dims.items()), "special" if special and n % 2 else "integers", n)
+        arrays = make_inputs(a, dims, case.profile, case.seed)
+        try:
+            want = run_ring(a, arrays, dims, n, levels)
+        except EvaluationError:
+            continue  # no valid input, as above
+        got = run_ring(b, arrays, {d.name: dims[d.name] for d in b.dims}, n, levels)
+        for name, expected in want.items():
+            found = difference(expected, got[name])
+            unsure += int(found.unsure.sum())
+            if found.wrong.any():
+                raise VerificationError(
+                    f"`{b.name}` differs from `{a.name}` in the ring, in `{name}` for {case}:\n"
+                    + describe_residues(expected, got[name], found),
+                    kernel=b,
+                )
+    return unsure
+
+
+def describe_residues(expected: Residues, got: Residues, found: Difference) -> str:
+    """The first element that differs: its index, and what it is in both."""
+    place = tuple(int(p) for p in np.argwhere(found.wrong)[0]) if found.wrong.ndim else ()
+    where = f"[{', '.join(map(str, place))}]"
+    bad = int(found.wrong.sum())
+    share = f"{bad} of {found.wrong.size} elements differ" if found.wrong.size > 1 else "it differs"
+    return f"  at {where} expected {expected.show(place)}, got {got.show(place)} ({share})"
 
 
 def same_bits(a: Array, b: Array) -> Array:

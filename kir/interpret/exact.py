@@ -14,7 +14,7 @@ import numpy as np
 from kir.dtypes import DType
 from kir.graphs import resolve
 from kir.interpret.arrays import Arrays, check_inputs
-from kir.interpret.codes import KIND, LOST
+from kir.interpret.codes import KIND, LOST, MINUS, NAN, PLUS
 from kir.interpret.domain import Array, Value
 from kir.interpret.elements import EXPONENTIALS
 from kir.interpret.evaluate import Evaluator
@@ -71,6 +71,13 @@ class Residues:
     kind: Array
     lost: Array
     dtype: DType
+
+    def show(self, place: tuple[int, ...]) -> str:
+        """One element in words: a float as an element of the first field, #123."""
+        if not self.dtype.is_float:
+            return str(self.value[place])
+        names = {PLUS: "inf", MINUS: "-inf", NAN: "nan"}
+        return names.get(int(self.kind[place])) or f"#{int(self.value[place])}"
 
 
 @dataclass(frozen=True)
