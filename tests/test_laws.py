@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kir.dtypes import DTYPES, DType, bool_, f32, f64
-from kir.ir import Cast, Const, Expr, Op, Read
+from kir.ir import Cast, Const, Define, Expr, Op, Read
 from kir.ops import compute
 from kir.rewrites.laws import CONDITIONS, GROUPS, LAWS, LETS, Law
 from kir.rewrites.rules import apply_law
@@ -27,7 +27,7 @@ def sides(law: Law, dtype: DType) -> list[tuple[Expr, Expr]]:
     """Instances of both sides of a law: one, or one for each literal that it may hold."""
     inputs = ", ".join(f"{n}: {dtype}" for n in (*NAMES, "k")) + ", p: bool, q: bool"
     text = f"kernel t({inputs}) -> (o: {dtype}) {{ t = {law.text.split(' -> ')[0]} o = x }}"
-    pattern = parse_kernel(text).body[0].value  # type: ignore[union-attr]
+    pattern = first_value(text)
     shown = {n: what for n, what in law.when.items() if n != "k"}
     pattern = wrap(pattern, shown)
     if not any(isinstance(n, Read) and n.tensor == "k" for n in nodes(pattern)):
@@ -43,6 +43,12 @@ def sides(law: Law, dtype: DType) -> list[tuple[Expr, Expr]]:
             if right is not None:
                 found.append((left, right))
     return found
+
+
+def first_value(text: str) -> Expr:
+    stmt = parse_kernel(text).body[0]
+    assert isinstance(stmt, Define)
+    return stmt.value
 
 
 def nodes(e: Expr) -> list[Expr]:
@@ -73,7 +79,8 @@ def value_of(e: Expr, given: dict[str, Array]) -> Array:
     if isinstance(e, Read):
         return given[e.tensor]
     assert isinstance(e, Op), e
-    return compute(e.name, [value_of(a, given) for a in e.args], e.dtype)
+    made: Array = compute(e.name, [value_of(a, given) for a in e.args], e.dtype)
+    return made
 
 
 def draw(dtype: DType, profile: str) -> dict[str, Array]:
@@ -114,7 +121,7 @@ def test_exact_laws_keep_every_bit(law: Law, dtype: DType) -> None:
 def test_other_laws_keep_their_bound(law: Law, dtype: DType) -> None:
     inputs = ", ".join(f"{n}: f64" for n in NAMES)
     text = f"kernel t({inputs}) -> (o: f64) {{ t = x * 0 + ({law.error}) o = x }}"
-    error = parse_kernel(text).body[0].value  # type: ignore[union-attr]
+    error = first_value(text)
     for left, right in sides(law, dtype):
         rng = np.random.default_rng(5)
         size = np.exp2(rng.uniform(-7, 3, (len(NAMES), COUNT)))

@@ -17,8 +17,10 @@ from kir.errors import RewriteError, ScheduleError
 from kir.ir import Kernel, Step, StepArg
 from kir.rewrites.algebra import Factor
 from kir.rewrites.base import EFFECTS, Choice, Domain, Effect, Move, Rewrite, Whole
+from kir.rewrites.cse import Cse
+from kir.rewrites.fast import Fast
 from kir.rewrites.fuse import Fuse, Merge
-from kir.rewrites.inline import Inline
+from kir.rewrites.inline import Inline, Recompute
 from kir.rewrites.kinds import Bind, Hint, Unroll, Vectorise
 from kir.rewrites.loops import Fission, Reorder, Swizzle
 from kir.rewrites.lower import Loops
@@ -29,16 +31,23 @@ from kir.rewrites.outline import Hoist, Outline
 from kir.rewrites.pipeline import Pipeline
 from kir.rewrites.precision import AccumulateIn, NarrowStorage
 from kir.rewrites.reduction import ContractFma, ParallelReduce, RFactor
+from kir.rewrites.regroup import Distribute, Regroup
 from kir.rewrites.rules import Rule
 from kir.rewrites.split import Split
 from kir.rewrites.split_reduction import SplitK, SplitReduction
 from kir.rewrites.stage import Stage
+from kir.rewrites.transpose import Transpose
 
 _ALL: tuple[type[Rewrite], ...] = (
     Inline,
+    Recompute,
     Factor,
     Outline,
     Hoist,
+    Cse,
+    Distribute,
+    Regroup,
+    Transpose,
     Rule,
     Loops,
     Split,
@@ -63,6 +72,7 @@ _ALL: tuple[type[Rewrite], ...] = (
     ContractFma,
     NarrowStorage,
     AccumulateIn,
+    Fast,
     Online,
 )
 REWRITES: dict[str, type[Rewrite]] = {r.name: r for r in _ALL}

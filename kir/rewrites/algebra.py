@@ -17,7 +17,6 @@ from kir.ir import (
     Op,
     Reduce,
     Stmt,
-    const,
 )
 from kir.ops import op
 from kir.rewrites.base import Effect, Move, Rewrite, free_vars, refuse, replace_stmt, statements
@@ -28,6 +27,7 @@ from kir.rewrites.places import (
     find_place,
     in_bounds,
     never_empty,
+    not_empty,
     places,
     put,
 )
@@ -95,14 +95,11 @@ class Factor(Rewrite):
                 "and what leaves it may be infinite",
                 node=reduction,
             )
-        condition: Expr | None = None
+        names = {a.name for a in reduction.axes}
         for a in reduction.axes:
-            if free_vars(a.extent) & {b.name for b in reduction.axes}:
+            if free_vars(a.extent) & names:
                 refuse(kernel, f"the extent of `{a.name}` depends on another index", node=a)
-            some = op("gt", a.extent, const(0))
-            condition = some if condition is None else op("and", condition, some)
-        assert condition is not None
-        return op("select", condition, new, Const(0.0, new.dtype))
+        return op("select", not_empty(reduction.axes), new, Const(0.0, new.dtype))
 
     def _found(self, kernel: Kernel) -> tuple[Place, _Peeled]:
         stmt = find_define(kernel, self.definition)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -29,6 +29,7 @@ from kir.ops import identity, op
 from kir.rewrites.base import (
     Block,
     Effect,
+    Move,
     Rewrite,
     fresh,
     map_blocks,
@@ -36,6 +37,7 @@ from kir.rewrites.base import (
     refuse,
     statements,
 )
+from kir.rewrites.places import find_define
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Inline(Rewrite):
     definition: str
 
     def edit(self, kernel: Kernel) -> Kernel:
-        target = self._find(kernel)
+        target = find_define(kernel, self.definition)
         reads = [
             n
             for s in kernel.body
@@ -76,22 +78,6 @@ class Inline(Rewrite):
             return tuple(self._into(s, target, used) for s in kept)
 
         return replace(kernel, body=map_blocks(kernel.body, block))
-
-    def _find(self, kernel: Kernel) -> Define:
-        known = [s for s in statements(kernel.body) if isinstance(s, Define)]
-        found = [s for s in known if s.name == self.definition]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            refuse(kernel, f"`{self.definition}` has {len(found)} definitions", node=found[1])
-        names = list(dict.fromkeys(s.name for s in known))
-        near = difflib.get_close_matches(self.definition, names, n=3) or names
-        listed = ", ".join(f"`{n}`" for n in near)
-        return refuse(
-            kernel,
-            f"`{kernel.name}` has no definition `{self.definition}`",
-            hint=f"its definitions are {listed}" if names else "it is in loops already",
-        )
 
     def _check(self, kernel: Kernel, target: Define, reads: list[Read]) -> None:
         if any(p.name == self.definition for p in kernel.outputs):
@@ -133,6 +119,14 @@ class Inline(Rewrite):
                 if isinstance(n, Reduce) and any(r is reads[0] for r in walk(n)):
                     refuse(kernel, "it would be reduced again in every step", node=n)
 
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        outputs = {p.name for p in kernel.outputs}
+        names = [s.name for s in statements(kernel.body) if isinstance(s, Define)]
+        for name in dict.fromkeys(names):
+            if name not in outputs:
+                yield Move(cls.name, (("definition", name),))
+
     def _into(self, stmt: Stmt, target: Define, used: set[str]) -> Stmt:
         def visit(n: Node) -> Node | None:
             if isinstance(n, Read) and n.tensor == self.definition:
@@ -145,6 +139,36 @@ class Inline(Rewrite):
         if isinstance(stmt, If):
             return replace(stmt, condition=transform(stmt.condition, visit))
         return transform(stmt, visit)
+
+
+@dataclass(frozen=True)
+class Recompute(Inline):
+    """`recompute(def)`: like `inline`, where that repeats work: a definition that reduces goes
+    into every place that reads it. `outline` and `cse` undo it.
+
+    Before::
+
+        m[i: M] = max(j: N) x[i, j]
+        y[i: M, j: N] = x[i, j] - m[i]
+        z[i: M] = m[i] * 2.0
+
+    After `recompute(m)`::
+
+        y[i: M, j: N] = x[i, j] - (max(j_2: N) x[i, j_2])
+        z[i: M] = (max(j_3: N) x[i, j_3]) * 2.0
+
+    Refused for outputs, for recurrences that read themselves, where a tensor it reads is stored
+    to, and where it would come into the extent of an index.
+    """
+
+    name: ClassVar[str] = "recompute"
+    effect: ClassVar[Effect] = "exact"
+
+    def _check_reduction(self, kernel: Kernel, target: Define, reads: list[Read]) -> None:
+        for s in kernel.body:
+            for n in walk(s):
+                if isinstance(n, Axis) and any(r is x for r in reads for x in walk(n)):
+                    refuse(kernel, "a reduction cannot give an extent", node=n)
 
 
 def _expanded(read: Read, target: Define, used: set[str]) -> Expr:

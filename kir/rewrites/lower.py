@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -30,7 +30,7 @@ from kir.ir import (
     walk,
 )
 from kir.ops import identity, op
-from kir.rewrites.base import Block, Effect, Rewrite, free_vars, fresh
+from kir.rewrites.base import Block, Effect, Move, Rewrite, free_vars, fresh
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,11 @@ class Loops(Rewrite):
                         "the extent of an axis contains a reduction", kernel=kernel, node=node
                     )
         return replace(kernel, body=_Lowering(kernel).block(kernel.body, _Scope()))
+
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        if any(isinstance(n, Define | Reduce) for s in kernel.body for n in walk(s)):
+            yield Move(cls.name)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from kir.ir import (
@@ -13,6 +13,7 @@ from kir.ir import (
     Define,
     Expr,
     Kernel,
+    Loop,
     Read,
     Reduce,
     Store,
@@ -27,7 +28,10 @@ from kir.rewrites.base import (
     free_vars,
     fresh,
     names_in,
+    path_to,
     refuse,
+    replace_stmt,
+    statements,
 )
 from kir.rewrites.places import (
     Place,
@@ -93,8 +97,16 @@ class Hoist(Rewrite):
         r[i: M] = rsqrt(v[i])
         y[i: M, j: N] = x[i, j] * r[i]
 
-    It is `outline`, refused where the part uses every index that is in scope: there is nothing to
-    save then.
+    And in loops, where it leaves all loops that it does not depend on, but for a `grid`::
+
+        for i: M {
+          buffer r: f32 in reg
+          r = rsqrt(v[i])
+          for j: N { y[i, j] = x[i, j] * r }
+        }
+
+    It is `outline`, refused where that saves nothing: the part uses every index in scope, or in
+    loops the innermost one, or reads what the loop stores.
     """
 
     name: ClassVar[str] = "hoist"
@@ -106,19 +118,65 @@ class Hoist(Rewrite):
 
     def edit(self, kernel: Kernel) -> Kernel:
         place = find_place(kernel, find_valued(kernel, self.definition, self.nth), self.path)
-        if not _invariant(place):
+        ahead, read = outlined(kernel, place, self.into)
+        left = _left(kernel, place)
+        if not left and not _invariant(place):
+            why = _reason(kernel, place)
+            refuse(kernel, why, node=place.expr, hint="`outline` gives it a name where it is")
+        if not left:
+            return replace_at(kernel, place, read, ahead)
+        used = free_vars(place.expr)
+        axes = tuple(a for a in place.axes if a.name in used)
+        for outermost in reversed(left):
+            if in_bounds(kernel, outermost, axes, (place.expr,)):
+                break
+        else:
+            name = left[0].axis.name
             refuse(
                 kernel,
-                f"this uses every index in scope{_listed(place.axes)}",
+                f"a read is not shown to be in bounds where no iteration of `{name}` runs",
                 node=place.expr,
-                hint="`outline` gives it a name all the same",
             )
-        ahead, read = outlined(kernel, place, self.into)
-        return replace_at(kernel, place, read, ahead)
+        alone = replace_at(replace(kernel, body=(outermost,)), place, read)
+        return replace_stmt(kernel, outermost, (*ahead, *alone.body))
 
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:
-        return (_move(cls.name, p, nth) for p, nth in _parts(kernel) if _invariant(p))
+        for place, nth in _parts(kernel):
+            if _invariant(place) or _left(kernel, place):
+                yield _move(cls.name, place, nth)
+
+
+def _left(kernel: Kernel, place: Place) -> list[Loop]:
+    """The loops that the part can leave, innermost first: it neither uses their indices nor reads
+    what is stored or declared in them."""
+    reads = {n.tensor for n in walk(place.expr) if isinstance(n, Read)}
+    used = free_vars(place.expr)
+    found: list[Loop] = []
+    for around in reversed(path_to(kernel.body, place.stmt) or ()):
+        if not isinstance(around, Loop):
+            continue
+        made = {
+            s.target if isinstance(s, Store) else s.name
+            for s in statements(around.body)
+            if isinstance(s, Store | Buffer | Define)
+        }
+        if around.kind == "grid" or around.axis.name in used or made & reads:
+            break
+        found.append(around)
+    return found
+
+
+def _reason(kernel: Kernel, place: Place) -> str:
+    around = [x for x in path_to(kernel.body, place.stmt) or () if isinstance(x, Loop)]
+    if isinstance(place.stmt, Define) or not around:
+        return f"this uses every index in scope{_listed(place.axes)}"
+    name = around[-1].axis.name
+    if name in free_vars(place.expr):
+        return f"this uses the index `{name}` of the innermost loop"
+    if around[-1].kind == "grid":
+        return f"the loop `{name}` around this is a grid"
+    return f"this reads what the loop `{name}` stores"
 
 
 def _invariant(place: Place) -> bool:

@@ -127,7 +127,8 @@ def find_place(kernel: Kernel, stmt: Valued, path: Path) -> Place:
         below = list(children(node))
         if not 0 <= number < len(below):
             place = f"({', '.join(map(str, path[:depth]))})"
-            parts = f"{len(below)} parts, numbered from 0" if below else "no parts"
+            numbers = "part, number 0" if len(below) == 1 else "parts, numbered from 0"
+            parts = f"{len(below)} {numbers}" if below else "no parts"
             refuse(
                 kernel,
                 f"there is no part {number} at the place {place} of `{name_of(stmt)}`",
@@ -251,6 +252,14 @@ def never_empty(kernel: Kernel, place: Place, reduction: Reduce) -> bool:
         if all(always(kernel, place.stmt, place.axes, c) for c in conditions):
             return True
     return False
+
+
+def not_empty(axes: Sequence[Axis]) -> Expr:
+    """The condition that every extent is at least 1."""
+    made: Expr = op("gt", axes[0].extent, const(0))
+    for a in axes[1:]:
+        made = op("and", made, op("gt", a.extent, const(0)))
+    return made
 
 
 def in_bounds(kernel: Kernel, stmt: Stmt, axes: Sequence[Axis], exprs: Iterable[Expr]) -> bool:

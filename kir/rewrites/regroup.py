@@ -1,0 +1,308 @@
+"""`distribute` and `regroup`: products go into sums, nested sums change places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from kir.ir import (
+    Axis,
+    Const,
+    Define,
+    Expr,
+    Kernel,
+    Node,
+    Op,
+    Read,
+    Reduce,
+    Var,
+    children,
+    transform,
+    walk,
+)
+from kir.ops import op
+from kir.rewrites.base import (
+    Effect,
+    Move,
+    Rewrite,
+    free_vars,
+    fresh,
+    names_in,
+    refuse,
+    statements,
+)
+from kir.rewrites.places import (
+    Path,
+    Place,
+    find_define,
+    find_place,
+    in_bounds,
+    never_empty,
+    not_empty,
+    places,
+    replace_at,
+)
+
+EXCHANGED = ("sum", "prod", "max", "min", "all", "any")
+"""Reductions of which two nested ones may change places."""
+
+
+@dataclass(frozen=True)
+class Distribute(Rewrite):
+    """`distribute(def)`: a product goes into a sum, a sum over an index apart: `factor` undone.
+
+    Before::
+
+        y[i: M] = a[i] * (sum(j: N) x[i, j] + z[j])
+
+    After `distribute(y)`, once, twice, and three times::
+
+        y[i: M] = sum(j: N) a[i] * (x[i, j] + z[j])
+        y[i: M] = sum(j: N) a[i] * x[i, j] + a[i] * z[j]
+        y[i: M] = (sum(j: N) a[i] * x[i, j]) + (sum(j: N) a[i] * z[j])
+
+    At `path`, by default the first place that has one of these forms: `a * sum(..)`,
+    `sum(..) / a`, `-sum(..)`, `sum(..) x + y`, `a * (b + c)`, `(a + b) / c`, `-(a + b)`, and these
+    with `-` for `+`. Refused where there is none.
+    """
+
+    name: ClassVar[str] = "distribute"
+    effect: ClassVar[Effect] = "reassociates"
+    definition: str
+    path: tuple[int, ...] | None = None
+
+    def edit(self, kernel: Kernel) -> Kernel:
+        place = self._place(kernel)
+        new = _distributed(place.expr, names_in(kernel))
+        if new is None:
+            refuse(kernel, "here is no product of a sum, and no sum of sums", node=place.expr)
+        return replace_at(kernel, place, new)
+
+    def _place(self, kernel: Kernel) -> Place:
+        stmt = find_define(kernel, self.definition)
+        if self.path is not None:
+            place = find_place(kernel, stmt, self.path)
+            if place.fixed:
+                refuse(kernel, "an index or a condition stays as it is", node=place.expr)
+            return place
+        for found in places(stmt):
+            if not found.fixed and _distributed(found.expr, set()) is not None:
+                return found
+        return refuse(kernel, f"there is nothing to distribute in `{self.definition}`", node=stmt)
+
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        for stmt in statements(kernel.body):
+            if isinstance(stmt, Define):
+                for p in places(stmt):
+                    if not p.fixed and _distributed(p.expr, set()) is not None:
+                        yield Move(cls.name, (("definition", stmt.name), ("path", p.path)))
+
+    def effect_on(self, kernel: Kernel) -> Effect:
+        return "reassociates" if self._place(kernel).expr.dtype.is_float else "exact"
+
+
+def _distributed(e: Expr, used: set[str]) -> Expr | None:
+    """One step of the distributive law at the root of `e`; None where it has no such form."""
+    if isinstance(e, Reduce):
+        if e.name != "sum" or not _is_sum(e.body):
+            return None
+        assert isinstance(e.body, Op)
+        left, right = (replace(e, body=x) for x in e.body.args)
+        return op(e.body.name, left, right)
+    if not isinstance(e, Op):
+        return None
+    if e.name == "neg":
+        return _into(e.args[0], lambda x: op("neg", x), (), used)
+    if e.name == "div":
+        a, b = e.args
+        return _into(a, lambda x: op("div", x, b), (b,), used)
+    if e.name == "mul":
+        a, b = e.args
+        return _into(b, lambda x: op("mul", a, x), (a,), used) or _into(
+            a, lambda x: op("mul", x, b), (b,), used
+        )
+    return None
+
+
+def _is_sum(e: Expr) -> bool:
+    return isinstance(e, Op) and e.name in ("add", "sub")
+
+
+def _into(
+    e: Expr, apply: Callable[[Expr], Expr], others: Sequence[Expr], used: set[str]
+) -> Expr | None:
+    if isinstance(e, Reduce) and e.name == "sum":
+        inner = _apart(e, others, used)
+        return replace(inner, body=apply(inner.body))
+    if _is_sum(e):
+        assert isinstance(e, Op)
+        return op(e.name, apply(e.args[0]), apply(e.args[1]))
+    return None
+
+
+def _apart(e: Reduce, others: Sequence[Expr], used: set[str]) -> Reduce:
+    """The reduction with new names for those of its indices that `others` bind inside."""
+    bound = {a.name for o in others for n in walk(o) if isinstance(n, Reduce) for a in n.axes}
+    taken = {a.name: fresh(a.name, used | bound) for a in e.axes if a.name in bound}
+    if not taken:
+        return e
+
+    def visit(n: Node) -> Node | None:
+        if isinstance(n, Axis | Var) and n.name in taken:
+            return replace(n, name=taken[n.name])
+        return None
+
+    return transform(e, visit)
+
+
+@dataclass(frozen=True)
+class Regroup(Rewrite):
+    """`regroup(def, path)`: a sum inside a sum changes places with it; each factor goes as far out
+    as its indices let it.
+
+    Before::
+
+        y[i: M, l: L] = sum(k: K) (sum(j: N) x[i, j] * w[j, k]) * z[k, l]
+
+    After `regroup(y, (1, 0))`, the product of matrices associated the other way::
+
+        y[i: M, l: L] = sum(j: N) x[i, j] * (sum(k: K) w[j, k] * z[k, l])
+
+    `path` is the place of the inner sum. Between both sums stand products only; without any, the
+    two just change places, as two of `max`, `min`, `prod`, `all` or `any` do too. Refused where
+    the extents of one depend on the indices of the other.
+    """
+
+    name: ClassVar[str] = "regroup"
+    effect: ClassVar[Effect] = "reassociates"
+    definition: str
+    path: tuple[int, ...]
+
+    def edit(self, kernel: Kernel) -> Kernel:
+        stmt = find_define(kernel, self.definition)
+        inner = find_place(kernel, stmt, self.path)
+        nest = _nest(inner)
+        if isinstance(nest, str):
+            refuse(kernel, nest, node=inner.expr)
+        own, others = _names(nest.inner.axes), _names(nest.outer.axes)
+        for axes, names in ((nest.inner.axes, others), (nest.outer.axes, own)):
+            for a in axes:
+                if free_vars(a.extent) & names:
+                    which = min(free_vars(a.extent) & names)
+                    refuse(kernel, f"the extent of `{a.name}` depends on `{which}`", node=a)
+        for c in nest.inner.where:
+            if any(isinstance(n, Read) for n in walk(c)):
+                refuse(kernel, "this condition reads a tensor, and cannot be moved", node=c)
+        outside = find_place(kernel, stmt, nest.path)
+        return replace_at(kernel, outside, self._exchanged(kernel, outside, nest))
+
+    def _exchanged(self, kernel: Kernel, outside: Place, nest: _Nest) -> Expr:
+        outer, inner = nest.outer, nest.inner
+        names = _names(outer.axes)
+        stay = [f for f in nest.factors if outer.name != "sum" or free_vars(f) & names]
+        leave = [f for f in nest.factors if outer.name == "sum" and not free_vars(f) & names]
+        dtype = inner.body.dtype
+        one = Const(1.0 if dtype.is_float else 1, dtype)
+        first = tuple(c for c in inner.where if not free_vars(c) & names)
+        rest = tuple(c for c in inner.where if free_vars(c) & names)
+        body = Reduce(outer.name, outer.axes, (*outer.where, *rest), _product(stay) or one)
+        made = Reduce(outer.name, inner.axes, first, _product([*leave, body]) or one)
+        if not leave:
+            return made
+        scope = replace(outside, reductions=(*outside.reductions, made))
+        if never_empty(kernel, scope, body):
+            return made
+        if not in_bounds(kernel, outside.stmt, scope.axes, leave):
+            refuse(
+                kernel,
+                "a factor that goes out is not shown to be in bounds where the sum has no term",
+                node=outer,
+            )
+        if not dtype.is_float:
+            return made
+        if body.where or any(free_vars(a.extent) & _names(scope.axes) for a in outer.axes):
+            refuse(
+                kernel,
+                "this sum is not shown to have a term: without one it is 0, and a factor that "
+                "goes out may be infinite",
+                node=outer,
+            )
+        return op("select", not_empty(outer.axes), made, Const(0.0, dtype))
+
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        for stmt in statements(kernel.body):
+            if isinstance(stmt, Define):
+                for p in places(stmt):
+                    if isinstance(p.expr, Reduce) and not isinstance(_nest(p), str):
+                        yield Move(cls.name, (("definition", stmt.name), ("path", p.path)))
+
+    def effect_on(self, kernel: Kernel) -> Effect:
+        place = find_place(kernel, find_define(kernel, self.definition), self.path)
+        nest = _nest(place)
+        order_free = isinstance(nest, _Nest) and nest.inner.name not in ("sum", "prod")
+        return "exact" if order_free or not place.expr.dtype.is_float else "reassociates"
+
+
+@dataclass(frozen=True)
+class _Nest:
+    """`outer` (at `path`) over a product of `factors` with `inner` among them."""
+
+    outer: Reduce
+    path: Path
+    inner: Reduce
+    factors: tuple[Expr, ...]
+
+
+def _nest(inner: Place) -> _Nest | str:
+    """The two sums that `inner` stands for, or why it is none."""
+    e = inner.expr
+    if not isinstance(e, Reduce) or e.name not in EXCHANGED:
+        return "this is no sum"
+    if inner.fixed or not inner.reductions:
+        return f"there is no `{e.name}` around this one"
+    outer = inner.reductions[-1]
+    if outer.name != e.name:
+        return f"the reduction around this `{e.name}` is a `{outer.name}`"
+    if outer.body is e:
+        return _Nest(outer, _path_up(inner, outer), e, tuple(_flat(e.body, e.name)))
+    if e.name != "sum":
+        return f"between the two stands more than the `{e.name}`"
+    factors = list(_flat(outer.body, "sum"))
+    if not any(f is e for f in factors):
+        return "between the two sums stand products only, and here is more"
+    product = [x for f in factors for x in (_flat(e.body, "sum") if f is e else (f,))]
+    return _Nest(outer, _path_up(inner, outer), e, tuple(product))
+
+
+def _path_up(inner: Place, outer: Reduce) -> Path:
+    """The path of the innermost reduction around `inner`."""
+    node: Node = inner.stmt.value
+    found: Path = ()
+    for depth, number in enumerate(inner.path):
+        if node is outer:
+            found = inner.path[:depth]
+        node = list(children(node))[number]
+    return found
+
+
+def _flat(e: Expr, name: str) -> Iterator[Expr]:
+    """The factors of a product, in the order of the text; other reductions have one."""
+    if name == "sum" and isinstance(e, Op) and e.name == "mul":
+        for a in e.args:
+            yield from _flat(a, name)
+    else:
+        yield e
+
+
+def _product(factors: Sequence[Expr]) -> Expr | None:
+    made: Expr | None = None
+    for f in factors:
+        made = f if made is None else op("mul", made, f)
+    return made
+
+
+def _names(axes: Sequence[Axis]) -> set[str]:
+    return {a.name for a in axes}
