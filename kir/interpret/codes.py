@@ -24,7 +24,6 @@ NOTHING: Array = np.zeros((), np.uint8)
 UNKNOWN_SIGN: Array = np.full((), SIGNED, np.uint8)
 SCALE = 12
 """The order is that of x 2^12 taken between -q/2 and q/2."""
-Q0 = field.PRIMES[0]
 
 
 def residues(value: Value) -> Value:
@@ -101,10 +100,7 @@ def known_sign(value: Value) -> Array:
 
 def order(value: Value) -> Array:
     """The place of each element in the total order, infinities at its ends; NaN has that of 0."""
-    q = np.uint64(Q0)
-    turned = value[0] * np.uint64(1 << SCALE) % q
-    found = turned.astype(np.int64)
-    found = np.where(turned > np.uint64(Q0 // 2), found - np.int64(Q0), found)
+    found = field.fixed(value[0], field.PRIMES[0], SCALE)
     if value[-1].max(initial=0) < SPECIAL:
         return found
     kind = value[-1] & np.uint8(KIND)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,13 +36,23 @@ from kir.interpret.domain import (
 )
 from kir.ops import OPS
 
-HASHED = ("log2", "sin", "cos", "asin", "acos", "atan", "atan2", "erf", "floor", "ceil", "round",
-          "trunc", "pow")  # fmt: skip
-"""Functions without laws: `floor` and its like but for small dyadic fractions, `pow` but for
-constant exponents that are whole and small, 1/2 or -1/2."""
+HASHED = ("log2", "sin", "cos", "asin", "acos", "atan", "atan2", "erf", "pow")
+"""Functions without laws, but for f(-x) = -f(x) or f(x) of some, and of `pow` constant exponents
+that are whole and small, 1/2 or -1/2."""
+ODD, EVEN = ("sin", "asin", "atan", "erf"), ("cos",)
 EXPONENTIALS = ("exp", "exp2", "expm1", "sigmoid", "sinh", "cosh", "tanh")
 """What takes a field of the tower each time."""
 _MODULI = tuple(np.uint64(q) for q in field.PRIMES)
+_HALF = 1 << (SCALE - 1)
+_ROUND: dict[str, Callable[[Array], Array]] = {
+    "floor": lambda n: n >> SCALE,
+    "ceil": lambda n: -(-n >> SCALE),
+    "trunc": lambda n: np.sign(n) * (np.abs(n) >> SCALE),
+    "round": lambda n: np.where(  # ties to even
+        (n & (2 * _HALF - 1)) == _HALF, ((n >> SCALE) + 1) >> 1 << 1, (n + _HALF) >> SCALE
+    ),
+}
+"""Fixed-point numbers to whole ones."""
 
 
 class Elements:
@@ -259,8 +269,12 @@ class Elements:
             lost = np.where(nan, np.uint8(ALL_LOST), np.uint8(0))
             return self.cleared(made, code | np.uint8(NAN) * nan | lost)
         (a,) = args
-        if name in ("floor", "ceil", "round", "trunc"):
-            made, code = self.rounded(name, a, made, code)
+        if name in ODD or name in EVEN:
+            turned = [(q - x) % q for x, q in zip(a[:-1], self.moduli, strict=True)]
+            other = [self.hash(name, [x], k) for k, x in enumerate(turned)]
+            sign = 1 if name in EVEN else -1
+            pairs = zip(made, other, self.moduli, strict=True)
+            made = [(x + y if sign > 0 else x + (q - y)) % q for x, y, q in pairs]
         if name == "log2":
             zero = is_zero(a)
             if zero.any():
@@ -276,18 +290,27 @@ class Elements:
                 code = np.where(hit, (code & np.uint8(ALL_LOST)) | ends[-1][k], code)
         return self.cleared(made, code)
 
-    def rounded(
-        self, name: str, a: Value, made: list[Array], code: Array
-    ) -> tuple[list[Array], Array]:
-        """Small dyadic fractions are rounded as they are in the reals."""
-        near = order(a)
-        small = np.abs(near) < 1 << 2 * SCALE
-        if not small.any():
-            return made, code
-        exact = np.asarray(OPS[name].numpy(np.where(small, near, 0) / (1 << SCALE)))
-        found = self.embed(exact + 0.0)
-        made = [np.where(small, f, m) for f, m in zip(found[:-1], made, strict=True)]
-        return made, code | all_lost(code & np.uint8(LOST))
+    def rounded(self, name: str, a: Value) -> Value:
+        """`floor` and its like: elements are fixed-point numbers with SCALE bits behind the point,
+        as in the order."""
+        ring = [
+            field.of_integers(_ROUND[name](field.fixed(x, q, SCALE)), q)
+            for x, q in zip(a[:-1], self.primes, strict=True)
+        ]
+        code = a[-1] | np.uint8(SIGNED)
+        return self.cleared(ring, np.where(code < SPECIAL, code, a[-1]))
+
+    def floor(self, a: Value) -> Value:
+        return self.rounded("floor", a)
+
+    def ceil(self, a: Value) -> Value:
+        return self.rounded("ceil", a)
+
+    def round(self, a: Value) -> Value:
+        return self.rounded("round", a)
+
+    def trunc(self, a: Value) -> Value:
+        return self.rounded("trunc", a)
 
     def abs(self, a: Value) -> Value:
         below = order(a) < 0

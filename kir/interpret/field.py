@@ -135,3 +135,11 @@ def of_integers(v: Array, q: int) -> Array:
 def of_fraction(v: Fraction, q: int) -> int:
     """A fraction whose denominator q does not divide."""
     return v.numerator % q * pow(v.denominator, -1, q) % q
+
+
+def fixed(x: Array, q: int, bits: int) -> Array:
+    """Each element as a fixed-point number with so many bits behind the point: x 2^bits, taken
+    between -q/2 and q/2. What is small in the reals comes out as it is."""
+    turned = x * np.uint64(1 << bits) % np.uint64(q)
+    found = turned.astype(np.int64)
+    return np.asarray(np.where(turned > np.uint64(q // 2), found - np.int64(q), found))

@@ -7,8 +7,10 @@ for + - * / fma recip; exp(a + b) = exp(a) exp(b), exp2(x log2(e)) = exp(x), and
 (sigmoid, tanh, sinh, cosh, expm1); sqrt(a b) = sqrt(a) sqrt(b), rsqrt = 1/sqrt; log(x) = log2(x)
 ln(2), log1p(x) = log(1 + x), tan = sin/cos; pow to a small whole exponent is a product; max, min
 and comparisons are those of a fixed total order in which small dyadic fractions are where they are
-in the reals, and in which x < y as -y < -x; casts between floats do nothing. All other functions
-(`HASHED`) are arbitrary ones, the same wherever they occur.
+in the reals, and in which x < y as -y < -x; floor and its like round fixed-point numbers; casts
+between floats do nothing. All other functions (`HASHED`) are arbitrary ones, the same wherever they
+occur. What does not hold: that sums and positive products keep the order (no order of a finite
+field does), that |a b| = |a| |b|, and laws of logarithms.
 
 A value has one plane where it is a machine number that no tensor had a part in: an integer, or an
 exact dyadic fraction in f64. Other integers and booleans have (value, code); floats have (element
@@ -67,7 +69,7 @@ from kir.ops import OPS, compute
 EXACT_TESTS = ("eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf")
 LAWFUL = ("add", "sub", "mul", "div", "neg", "fma", "max", "min", "abs", "sign", "exp",
           "exp2", "expm1", "log", "log1p", "sqrt", "rsqrt", "recip", "tan", "sinh", "cosh",
-          "tanh", "sigmoid")  # fmt: skip
+          "tanh", "sigmoid", "floor", "ceil", "round", "trunc")  # fmt: skip
 """Float ops that have laws, or are made of such; all others are `HASHED`."""
 _EXACT_ON_FLOATS = ("neg", "abs", "sign", "max", "min", "floor", "ceil", "round", "trunc")
 
