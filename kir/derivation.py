@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kir.errors import RewriteError, ScheduleError
+from kir.interpret.rules import OpError
 from kir.ir import Kernel, Module, Schedule, Step, StepArg
-from kir.rewrites import EFFECTS, Effect, canonical, make_rewrite
+from kir.rewrites import EFFECTS, Each, Effect, canonical, make_rewrite
 from kir.rewrites.base import names_in
 from kir.syntax import format_kernel, format_module, format_step
 
@@ -152,6 +153,25 @@ def effect_of(kernel: Kernel, stages: Iterable[tuple[Step, Kernel]]) -> Effect:
         strongest = max(strongest, make_rewrite(step).effect_on(kernel), key=EFFECTS.index)
         kernel = after
     return strongest
+
+
+def approximations(
+    kernel: Kernel, stages: Iterable[tuple[Step, Kernel]]
+) -> list[tuple[Kernel, Mapping[str, OpError]]]:
+    """Of a replayed derivation: each kernel in which the next step put something else in the place
+    of ops, with how far that may be off. What the result may differ by, beside its roundings, is
+    the sum of the oracle's bounds for these."""
+    found = []
+    for step, after in stages:
+        rewrite = make_rewrite(step)
+        for part in rewrite.parts if isinstance(rewrite, Each) else (rewrite,):
+            errors = part.errors(kernel)
+            if errors:
+                found.append((kernel, errors))
+            if isinstance(rewrite, Each):
+                kernel = part.apply(kernel)
+        kernel = after
+    return found
 
 
 # --- the JSON form -----------------------------------------------------------------------------

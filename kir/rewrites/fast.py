@@ -44,13 +44,15 @@ from kir.rewrites.base import (
 )
 from kir.rewrites.places import Valued, find_valued, name_of, valued
 
+Let = Callable[[Expr], Expr]
+"""Gives an expression a name, so that it may be used several times."""
 Build = Callable[..., Expr]
 
 
 @dataclass(frozen=True)
 class Form:
-    """One way to write a function: `build` takes its operands. `error` is all that the result may
-    be off, for operands in `domain`; `once` says that no operand is written twice."""
+    """One way to write a function: `build` takes a `Let` and the operands. `error` is all that the
+    result may be off, for operands in `domain`."""
 
     function: str
     name: str
@@ -59,7 +61,6 @@ class Form:
     bound: str
     domain: str = "everywhere"
     dtypes: tuple[DType, ...] = (f32, f64)
-    once: bool = True
     lawful: bool = False
     """Equal in the real numbers, so that the oracle of the new kernel knows the error."""
 
@@ -76,24 +77,24 @@ def _polynomial(z: Expr, coefficients: tuple[float, ...]) -> Expr:
     return found
 
 
-def _exp_exp2(x: Expr) -> Expr:
+def _exp_exp2(let: Let, x: Expr) -> Expr:
     return op("exp2", op("mul", x, _c(math.log2(math.e), x)))
 
 
-def _log_log2(x: Expr) -> Expr:
+def _log_log2(let: Let, x: Expr) -> Expr:
     return op("mul", op("log2", x), _c(math.log(2.0), x))
 
 
-def _sigmoid_exp(x: Expr) -> Expr:
+def _sigmoid_exp(let: Let, x: Expr) -> Expr:
     return op("recip", op("add", _c(1.0, x), op("exp", op("neg", x))))
 
 
-def _sigmoid_tanh(x: Expr) -> Expr:
+def _sigmoid_tanh(let: Let, x: Expr) -> Expr:
     half = _c(0.5, x)
     return op("add", op("mul", half, op("tanh", op("mul", half, x))), half)
 
 
-def _tanh_exp(x: Expr) -> Expr:
+def _tanh_exp(let: Let, x: Expr) -> Expr:
     one, two = _c(1.0, x), _c(2.0, x)
     inverse = op("recip", op("add", op("exp", op("mul", two, x)), one))
     return op("sub", one, op("mul", two, inverse))
@@ -107,15 +108,15 @@ _TANH_Q = (1.0, 0.4671296958, 0.02587077632, 0.0003282948306, 7.761055645e-7)
 Lawson's reweighted least squares."""
 
 
-def _tanh_rational(x: Expr) -> Expr:
-    inside = op("min", op("max", x, _c(-_TANH_RANGE, x)), _c(_TANH_RANGE, x))
-    z = op("mul", inside, inside)
+def _tanh_rational(let: Let, x: Expr) -> Expr:
+    inside = let(op("min", op("max", x, _c(-_TANH_RANGE, x)), _c(_TANH_RANGE, x)))
+    z = let(op("mul", inside, inside))
     return op("div", op("mul", inside, _polynomial(z, _TANH_P)), _polynomial(z, _TANH_Q))
 
 
-def _erf_tanh(x: Expr) -> Expr:
+def _erf_tanh(let: Let, x: Expr) -> Expr:
     """The form of GELU "by tanh" (Hendrycks and Gimpel 2016), written for erf."""
-    slope = 2 / math.sqrt(math.pi)
+    slope, x = 2 / math.sqrt(math.pi), let(x)
     z = op("mul", x, x)
     inner = op("add", _c(slope, x), op("mul", _c(slope * 2 * 0.044715, x), z))
     return op("tanh", op("mul", x, inner))
@@ -125,29 +126,30 @@ _ERF_P = 0.3275911
 _ERF = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 
 
-def _erf_rational(x: Expr) -> Expr:
+def _erf_rational(let: Let, x: Expr) -> Expr:
     """Abramowitz and Stegun, 7.1.26."""
-    one = _c(1.0, x)
-    t = op("recip", op("add", one, op("mul", _c(_ERF_P, x), op("abs", x))))
+    one, x = _c(1.0, x), let(x)
+    t = let(op("recip", op("add", one, op("mul", _c(_ERF_P, x), op("abs", x)))))
     rest = op("mul", _polynomial(t, _ERF), t)
     bell = op("exp", op("neg", op("mul", x, x)))
     return op("mul", op("sign", x), op("sub", one, op("mul", rest, bell)))
 
 
-def _rsqrt_sqrt(x: Expr) -> Expr:
+def _rsqrt_sqrt(let: Let, x: Expr) -> Expr:
     return op("recip", op("sqrt", x))
 
 
-def _rsqrt_newton(x: Expr) -> Expr:
+def _rsqrt_newton(let: Let, x: Expr) -> Expr:
     """A first guess from the bits (Lomont 2003), then three steps of Newton's iteration. Subnormal
     numbers are scaled up for it; zeros, infinities and what has no root are told apart after it."""
-    least, up, zero = _c(2.0**-126, x), _c(2.0**24, x), _c(0.0, x)
+    least, up, zero, x = _c(2.0**-126, x), _c(2.0**24, x), _c(0.0, x), let(x)
     tiny = op("lt", x, least)
-    scaled = op("select", tiny, op("mul", x, up), x)
+    scaled = let(op("select", tiny, op("mul", x, up), x))
     guess = op("sub", Const(0x5F3759DF, u32), op("shr", Bitcast(scaled, u32), Const(1, u32)))
     y: Expr = Bitcast(guess, x.dtype)
-    half = op("mul", _c(0.5, x), scaled)
+    half = let(op("mul", _c(0.5, x), scaled))
     for _ in range(3):
+        y = let(y)
         y = op("mul", y, op("sub", _c(1.5, x), op("mul", op("mul", half, y), y)))
     y = op("select", tiny, op("mul", y, _c(2.0**12, x)), y)
     inside = op("and", op("gt", x, zero), op("lt", x, _c(math.inf, x)))
@@ -156,12 +158,13 @@ def _rsqrt_newton(x: Expr) -> Expr:
     return op("select", inside, y, edge)
 
 
-def _sqrt_rsqrt(x: Expr) -> Expr:
+def _sqrt_rsqrt(let: Let, x: Expr) -> Expr:
+    x = let(x)
     still = op("or", op("eq", x, _c(0.0, x)), op("eq", x, _c(math.inf, x)))
     return op("select", still, x, op("mul", x, op("rsqrt", x)))
 
 
-def _div_recip(a: Expr, b: Expr) -> Expr:
+def _div_recip(let: Let, a: Expr, b: Expr) -> Expr:
     return op("mul", a, op("recip", b))
 
 
@@ -186,15 +189,15 @@ _ALL = (
     Form("sigmoid", "tanh", _sigmoid_tanh, _absolute(12.0), "absolute 12 u"),
     Form("tanh", "exp", _tanh_exp, _absolute(32.0), "absolute 32 u"),
     Form("tanh", "rational", _tanh_rational, _relative(12.0), "relative 12 u",
-         dtypes=(f32,), once=False),
-    Form("erf", "tanh", _erf_tanh, _absolute(32.0, 3.7e-4), "absolute 3.7e-4 + 32 u", once=False),
+         dtypes=(f32,)),
+    Form("erf", "tanh", _erf_tanh, _absolute(32.0, 3.7e-4), "absolute 3.7e-4 + 32 u"),
     Form("erf", "rational", _erf_rational, _absolute(16.0, 1.5e-7), "absolute 1.5e-7 + 16 u",
-         dtypes=(f32,), once=False),
+         dtypes=(f32,)),
     Form("rsqrt", "sqrt", _rsqrt_sqrt, _relative(10.0), "relative 10 u", lawful=True),
     Form("rsqrt", "newton", _rsqrt_newton, _relative(6.0), "relative 6 u",
-         dtypes=(f32,), once=False),
+         dtypes=(f32,)),
     Form("sqrt", "rsqrt", _sqrt_rsqrt, _relative(12.0), "relative 12 u",
-         domain="for normal x", once=False, lawful=True),
+         domain="for normal x", lawful=True),
     Form("div", "recip", _div_recip, _relative(10.0), "relative 10 u",
          domain="where the divisor and its reciprocal are normal", lawful=True),
 )  # fmt: skip
@@ -218,8 +221,8 @@ class Fast(Rewrite):
         y[i: N] = exp2(x[i] * 1.442695)
 
     `place` is what the statement defines or stores to, `nth` which of the statements that do. All
-    its occurrences there in a dtype that the form is made for are changed. An operand that the form
-    needs several times is computed once, ahead of the statement; refused where that is inside a
+    its occurrences there in a dtype that the form is made for are changed. What a form needs
+    several times is computed once, ahead of the statement; refused where that is inside a
     reduction. The forms (u is the unit roundoff, 2^-24 in f32):
     """
 
@@ -306,19 +309,19 @@ class _Work:
         if not isinstance(done, Op) or done.name != form.function or done.type not in form.dtypes:
             return done
         self.count += 1
-        if form.once or all(_atomic(a) for a in done.args):
-            return form.build(*done.args)
+        return form.build(lambda e: self.held(e, n, around), *done.args)
+
+    def held(self, e: Expr, at: Node, around: tuple[Reduce, ...]) -> Expr:
+        """A read of a temporary that is given the value ahead of the statement."""
+        if _atomic(e):
+            return e
         if around:
             refuse(
                 self.kernel,
-                f"`{form.name}` needs the operand several times, here inside a reduction",
-                node=n,
-                hint="`outline` gives the operand a definition of its own",
+                f"the form `{self.form.name}` needs temporaries, here inside a reduction",
+                node=at,
+                hint=f"`outline` gives the `{self.form.function}` a definition of its own",
             )
-        return form.build(*(a if _atomic(a) else self.held(a) for a in done.args))
-
-    def held(self, e: Expr) -> Read:
-        """A read of a temporary that is given the value ahead of the statement."""
         name = fresh(f"{name_of(self.stmt)}_{self.form.function}", self.used)
         if any(isinstance(n, Read) and n.tensor == name_of(self.stmt) for n in walk(e)):
             refuse(self.kernel, "the operand reads what the statement gives", node=self.stmt)
