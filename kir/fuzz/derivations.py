@@ -8,12 +8,13 @@ of them cost a few steps each.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from kir.errors import RewriteError, ScheduleError
 from kir.fuzz.expressions import Dice
+from kir.interpret.rules import OpError
 from kir.ir import Define, Kernel, Reduce, Step, StepArg, walk
 from kir.rewrites import EFFECTS, REWRITES, Effect, canonical, make_rewrite
 from kir.rewrites.base import Domain, Move, Whole
@@ -41,6 +42,8 @@ class Variant:
     kernel: Kernel
     effect: Effect = "exact"
     """The strongest effect that a step had where it was applied."""
+    approximations: tuple[tuple[Kernel, Mapping[str, OpError]], ...] = ()
+    """As `kir.derivation.approximations`: what is not equal in the reals."""
 
 
 @dataclass
@@ -90,12 +93,16 @@ class Deriver:
             rewrite = make_rewrite(step)
             kernel = rewrite.apply(variant.kernel)
             effect = rewrite.effect_on(variant.kernel)
+            errors = rewrite.errors(variant.kernel)
         except RewriteError:
             self.tally.refused[step.rewrite] += 1
             return None
         self.tally.applied[step.rewrite] += 1
         strongest = max(variant.effect, effect, key=EFFECTS.index)
-        return Variant((*variant.steps, canonical(step)), kernel, strongest)
+        more = ((variant.kernel, errors),) if errors else ()
+        return Variant(
+            (*variant.steps, canonical(step)), kernel, strongest, (*variant.approximations, *more)
+        )
 
     def candidates(self, name: str, kernel: Kernel) -> list[Move]:
         return list(islice(REWRITES[name].candidates(kernel), LISTED))

@@ -28,12 +28,13 @@ from kir.errors import (
     KirError,
 )
 from kir.fuzz.cases import Failure
+from kir.fuzz.derivations import Variant
 from kir.interpret import Bounded, oracle, run
 from kir.interpret.domain import poisoned
 from kir.interpret.exact import Residues, difference, levels_of, run_ring
+from kir.interpret.rules import OpError
 from kir.ir import Kernel, Step
 from kir.pipeline import Target
-from kir.rewrites import Effect
 from kir.specialise import output_shapes, specialise
 from kir.syntax import format_kernel, parse_kernel, parse_steps
 from kir.testing import Example, describe_difference, make_inputs, same_bits
@@ -95,13 +96,13 @@ def judge_spec(prepared: Prepared) -> Failure | None:
     return Failure("spec", f"{found}\nfor {prepared.example}") if found else None
 
 
-def judge_value(kernel: Kernel, effect: Effect, prepared: Prepared) -> Failure | None:
+def judge_value(variant: Variant, prepared: Prepared) -> Failure | None:
     """The interpreter on the result of a derivation against the oracle of the spec."""
     try:
-        got = _run(kernel, prepared)
+        got = _run(variant.kernel, prepared)
     except EvaluationError as error:
         return Failure("value", f"it stopped: {error.message}\nfor {prepared.example}")
-    return judge_arrays("value", got, kernel, effect, prepared, False)
+    return judge_arrays("value", got, variant, prepared, False)
 
 
 def judge_ring(kernel: Kernel, prepared: Prepared) -> Failure | None:
@@ -123,30 +124,33 @@ def judge_ring(kernel: Kernel, prepared: Prepared) -> Failure | None:
 
 
 def judge_arrays(
-    kind: str,
-    got: Mapping[str, Array],
-    kernel: Kernel,
-    effect: Effect,
-    prepared: Prepared,
-    contracts: bool,
+    kind: str, got: Mapping[str, Array], variant: Variant, prepared: Prepared, contracts: bool
 ) -> Failure | None:
     """Outputs against what is allowed, the exact bounds first: looser ones are seldom needed."""
     found = wrong(got, prepared.wanted)
-    if found and (contracts or effect == "approximates"):
+    if found and (contracts or variant.effect == "approximates"):
         found = wrong(got, prepared.fused())
-    if found and effect != "exact":
-        found = wrong(got, loosened(prepared, kernel))
+    if found and variant.effect != "exact":
+        found = wrong(got, loosened(prepared, variant))
     return Failure(kind, f"{found}\nfor {prepared.example}") if found else None
 
 
-def loosened(prepared: Prepared, kernel: Kernel) -> dict[str, Bounded]:
+def loosened(prepared: Prepared, variant: Variant) -> dict[str, Bounded]:
     """What a kernel made by laws of the real numbers may give: what its own oracle allows, around
-    the value that the spec says; nothing is asked where either is not finite."""
-    left = {d.name: prepared.dims[d.name] for d in kernel.dims}
-    own = oracle(kernel, prepared.inputs, left, contraction=True)
+    the value that the spec says, and the errors stated for what stands in for ops; nothing is
+    asked where these laws do not hold: where either is not finite."""
+    dims, inputs = prepared.dims, prepared.inputs
+
+    def bounds(kernel: Kernel, errors: Mapping[str, OpError] | None) -> dict[str, Bounded]:
+        return oracle(kernel, inputs, {d.name: dims[d.name] for d in kernel.dims}, True, errors)
+
+    own = bounds(variant.kernel, None)
+    more = [bounds(kernel, errors) for kernel, errors in variant.approximations]
     made = {}
     for name, b in prepared.fused().items():
         bound = np.fmax(b.bound, own[name].bound)
+        for other in more:
+            bound = bound + other[name].bound
         if b.dtype.is_float:
             finite = np.isfinite(b.value) & np.isfinite(own[name].value)
             bound = np.where(finite, bound, np.inf)
@@ -223,15 +227,15 @@ def load(kernel: Kernel, target: Target) -> Executable:
 
 
 def judge_target(
-    program: Executable, kernel: Kernel, effect: Effect, prepared: Prepared, target: str
+    program: Executable, variant: Variant, prepared: Prepared, target: str
 ) -> Failure | None:
     """A run of compiled code, its outputs poisoned before, its inputs compared after."""
     inputs = {n: a.copy() for n, a in prepared.inputs.items()}
     shapes = output_shapes(prepared.base, prepared.dims)
-    outputs = {p.name: poisoned(shapes[p.name], p.type) for p in kernel.outputs}
-    left = {d.name: prepared.dims[d.name] for d in kernel.dims}
+    outputs = {p.name: poisoned(shapes[p.name], p.type) for p in variant.kernel.outputs}
+    left = {d.name: prepared.dims[d.name] for d in variant.kernel.dims}
     got = program(inputs, left, outputs)
     for name, array in inputs.items():
         if not same_bits(prepared.inputs[name], array).all():
             return Failure(target, f"the input `{name}` was changed\nfor {prepared.example}")
-    return judge_arrays(target, got, kernel, effect, prepared, target != "cpu")
+    return judge_arrays(target, got, variant, prepared, target != "cpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kir.check import check_kernel
 from kir.errors import KirError, MissingHardwareError, UnsupportedError
@@ -164,8 +164,8 @@ class Session:
             self.on_target(mine, variant, prepared, outcome)
             return
         for n, p in enumerate(prepared):
-            found = judge_value(variant.kernel, variant.effect, p)
-            if found is None and n == 0:
+            found = judge_value(variant, p)
+            if found is None and n == 0 and not variant.approximations:
                 found = judge_ring(variant.kernel, p)
             if found is not None:
                 outcome.failures.append((with_example(mine, p), found))
@@ -201,7 +201,7 @@ class Session:
             outcome.counts["pairs"] -= 1
             return
         for p in prepared:
-            found = judge_target(program, kernel, variant.effect, p, self.target)
+            found = judge_target(program, replace(variant, kernel=kernel), p, self.target)
             if found is not None:
                 outcome.failures.append((with_example(case, p), found))
                 return
