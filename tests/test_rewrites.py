@@ -453,7 +453,7 @@ REFUSALS = (
      "9999 statements"),
     (step("contract", "a", "global"), VECTOR,
      "buffer a: i32[N] in global\nfor i: N { a[i] = x[i] }\nfor j: N { y[j] = a[j] }",
-     "used by other iterations"),
+     "no loop holds all its uses"),
     (step("contract", "a", "l1"), VECTOR,
      "buffer a: i32[N] in global\nfor i: N { a[i] = x[i] }\nfor j: N { y[j] = a[j] }",
      "no memory space"),

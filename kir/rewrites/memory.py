@@ -1,10 +1,10 @@
-"""Rewrites of buffers: `contract`, `set_space`."""
+"""Where temporaries live: `contract`, `set_space`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from kir.ir import (
     SPACES,
@@ -19,27 +19,46 @@ from kir.ir import (
     Space,
     Stmt,
     Store,
-    Var,
     const,
+    transform,
     walk,
 )
 from kir.ops import op
 from kir.rewrites.base import (
     Block,
     Effect,
+    Move,
     Rewrite,
+    buffers_of,
     edit_block,
     find_buffer,
     loops_of,
     path_to,
     refuse,
-    reindex,
     replace_stmt,
     require_loops,
-    var_names,
 )
 from kir.rewrites.legality import accesses
-from kir.simplify import linear, simplify
+from kir.rewrites.window import (
+    NoWindow,
+    Use,
+    Window,
+    after,
+    block_of,
+    determines,
+    disjoint,
+    fills_windows,
+    in_bounds,
+    loops_in,
+    mentions,
+    uses_of,
+    window,
+)
+
+if TYPE_CHECKING:
+    from kir.analysis import Access
+
+__all__ = ["Contract", "SetSpace", "check_grid", "check_space", "determines", "fills"]
 
 
 def check_space(kernel: Kernel, space: str, node: Node | None = None) -> Space:
@@ -72,6 +91,13 @@ class SetSpace(Rewrite):
         check_grid(kernel, buffer, space)
         return replace_stmt(kernel, buffer, (replace(buffer, space=space),))
 
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        for b in buffers_of(kernel.body):
+            for space in SPACES:
+                if space != b.space:
+                    yield Move(cls.name, (("buffer", b.name), ("space", space)))
+
 
 def check_grid(kernel: Kernel, buffer: Buffer, space: str) -> None:
     """Refuse a `local` or `reg` buffer that a grid inside its block would share."""
@@ -88,27 +114,65 @@ def check_grid(kernel: Kernel, buffer: Buffer, space: str) -> None:
 
 
 @dataclass(frozen=True)
+class _Place:
+    """Where a buffer may move: into the innermost loop of `path`, as these windows of its dims.
+
+    `init` is what it then starts from; `padding` tells whether reads keep their fills.
+    """
+
+    path: tuple[Loop | If, ...]
+    block: Block
+    windows: tuple[Window, ...]
+    whole: frozenset[int]
+    init: Expr | None
+
+    @property
+    def dropped(self) -> frozenset[int]:
+        return frozenset(
+            d for d, w in enumerate(self.windows) if w.size == const(1) and d not in self.whole
+        )
+
+    @property
+    def smaller(self) -> bool:
+        return len(self.whole) < len(self.windows)
+
+    @property
+    def kept(self) -> dict[int, Window]:
+        return {d: w for d, w in enumerate(self.windows) if d not in self.dropped}
+
+
+@dataclass(frozen=True)
 class Contract(Rewrite):
-    """`contract(buffer, space)`: a temporary moves into the loops around all its uses, and loses
-    the dims that only these loops index.
+    """`contract(buffer, space)`: a temporary moves into the loops around all its uses, and keeps
+    of each dim only the window that one iteration of them goes through.
 
     Before::
 
         buffer m: f32[M] in global
+        buffer e: f32[M, N] in global
         for i: M {
           m[i] = x[i, 0]
-          y[i] = m[i]
+          for j_o: cdiv(N, 64) {
+            for j: 64 where j_o*64 + j < N { e[i, j_o*64 + j] = x[i, j_o*64 + j] - m[i] }
+            for k: 64 where j_o*64 + k < N { y[i, j_o*64 + k] = exp(e[i, j_o*64 + k]) }
+          }
         }
 
-    After `contract(m, reg)`::
+    After `contract((m, e), reg)`::
 
         for i: M {
           buffer m: f32[] in reg
           m = x[i, 0]
-          y[i] = m
+          for j_o: cdiv(N, 64) {
+            buffer e: f32[64] in reg
+            for j: 64 where j_o*64 + j < N { e[j] = x[i, j_o*64 + j] - m }
+            for k: 64 where j_o*64 + k < N { y[i, j_o*64 + k] = exp(e[k]) }
+          }
         }
 
-    Refused where an iteration may use what another one stored.
+    A dim that only the loops around the uses index is lost. Reads with a fill find it in the
+    buffer, where the window passes the bounds. Refused where an iteration may use what another
+    one stored.
     """
 
     name: ClassVar[str] = "contract"
@@ -121,97 +185,115 @@ class Contract(Rewrite):
         space = check_space(kernel, self.space, buffer)
         if buffer.init is not None and any(isinstance(n, Read) for n in walk(buffer.init)):
             refuse(kernel, f"`{self.buffer}` is set from a tensor where it stands", node=buffer)
-        block = _block_of(kernel.body, buffer)
+        block = block_of(kernel.body, buffer)
         require_loops(kernel, block)
-        path = self._path(block)
+        rest = after(block, buffer)
+        if not any(mentions(s, self.buffer) for s in rest):
+            return replace_stmt(kernel, buffer, ())
+        path = users_path(rest, self.buffer)
+        shown: Access | None = None
         for depth in range(len(path), -1, -1):
             if depth and not isinstance(path[depth - 1], Loop):
                 continue
-            inside = path[:depth]
-            dropped = self._droppable(buffer, block, inside)
-            rest = block if not inside else inside[-1].body
-            if self._private(buffer, dropped, inside, rest):
-                if not inside and not dropped and space == buffer.space:
-                    break
-                return self._moved(kernel, buffer, space, inside, dropped)
+            place = self._place(kernel, buffer, rest, path[:depth])
+            if place is None:
+                continue
+            other = self._foreign(kernel, buffer, place)
+            if other is not None:
+                shown = other
+                continue
+            if not depth and not place.smaller:
+                break
+            return self._moved(kernel, buffer, space, place)
+        if shown is None:
+            refuse(
+                kernel,
+                f"`{self.buffer}` cannot move inwards: no loop holds all its uses",
+                node=buffer,
+                hint="fuse the loops that write and read it first; `set_space` only changes the space",
+            )
+        from kir.analysis import describe
+
         return refuse(
             kernel,
-            f"`{self.buffer}` cannot move inwards: what it holds is used by other iterations",
-            node=buffer,
-            hint="fuse the loops that write and read it first",
+            f"`{self.buffer}` cannot move inwards: {describe(shown)} may use what another "
+            "iteration stored",
+            node=shown.node,
         )
 
-    def _path(self, block: Block) -> list[Loop | If]:
-        """The loops and guards around all uses, from the buffer's block inwards."""
-        path: list[Loop | If] = []
-        while True:
-            users = [s for s in block if any(a.tensor == self.buffer for a in accesses((s,)))]
-            if len(users) != 1 or not isinstance(users[0], Loop | If):
-                return path
-            head = users[0].where if isinstance(users[0], Loop) else (users[0].condition,)
-            if any(isinstance(n, Read) and n.tensor == self.buffer for e in head for n in walk(e)):
-                return path
-            path.append(users[0])
-            block = users[0].body
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        for b in buffers_of(kernel.body):
+            for space in ("local", "reg"):
+                yield Move(cls.name, (("buffer", b.name), ("space", space)))
 
-    def _droppable(
-        self, buffer: Buffer, block: Block, path: Sequence[Loop | If]
-    ) -> dict[int, Expr]:
-        """Dims indexed alike by every access, through indices of `path` and loops outside."""
-        uses = [a for a in accesses(_after(block, buffer)) if a.tensor == buffer.name]
-        here = {p.axis.name: p for p in path if isinstance(p, Loop)}
-        inner = {x.axis.name for x in loops_of(block)} - set(here)
-        found: dict[int, Expr] = {}
+    def _place(
+        self, kernel: Kernel, buffer: Buffer, rest: Block, path: tuple[Loop | If, ...]
+    ) -> _Place | None:
+        block = path[-1].body if path else rest
+        uses = uses_of(buffer.name, block)
+        outside = (*(path_to(kernel.body, buffer) or ()), *path)
+        windows: list[Window] = []
+        whole: set[int] = set()
         for d, extent in enumerate(buffer.shape):
-            exprs = {a.indices[d] for a in uses}
-            if len(exprs) != 1:
-                continue
-            (expr,) = exprs
-            if var_names(expr) & inner or any(isinstance(n, Read) for n in walk(expr)):
-                continue
-            padded = any(isinstance(a.node, Read) and a.node.fill is not None for a in uses)
-            whole = isinstance(expr, Var) and expr.name in here
-            if padded and not (whole and here[_name(expr)].axis.extent == extent):
-                continue
-            found[d] = expr
-        return found
+            found = window(uses, d)
+            if isinstance(found, NoWindow) or not _smaller(found, extent):
+                whole.add(d)
+                found = Window(const(0), extent)
+            windows.append(found)
+        fills = self._fills(kernel, buffer, uses, outside, whole)
+        if len(fills) > 1 or (fills and buffer.init not in (None, *fills)):
+            return None
+        init = next(iter(fills)) if fills else buffer.init
+        if init is not None and not isinstance(init, Const) and fills:
+            return None
+        return _Place(path, block, tuple(windows), frozenset(whole), init)
 
-    def _private(
-        self, buffer: Buffer, dropped: dict[int, Expr], path: Sequence[Loop | If], block: Block
-    ) -> bool:
-        """Whether an iteration of the loops of `path` uses nothing that another one stored."""
-        loops = [p for p in path if isinstance(p, Loop)]
-        if determines(list(dropped.values()), loops):
-            return True
-        kept = {d: e for d, e in enumerate(buffer.shape) if d not in dropped}
-        for stmt in block:
-            if any(a.tensor == buffer.name for a in accesses((stmt,))):
-                return fills(stmt, buffer.name, kept)
-        return True
-
-    def _moved(
+    def _fills(
         self,
         kernel: Kernel,
         buffer: Buffer,
-        space: Space,
-        path: Sequence[Loop | If],
-        dropped: dict[int, Expr],
-    ) -> Kernel:
-        def index(old: tuple[Expr, ...]) -> tuple[Expr, ...]:
-            return tuple(e for d, e in enumerate(old) if d not in dropped)
+        uses: Sequence[Use],
+        outside: Sequence[Stmt],
+        whole: set[int],
+    ) -> set[Expr]:
+        """The fills of reads that may be out of bounds in a dim of which only a window is kept."""
+        found: set[Expr] = set()
+        for use in uses:
+            node = use.access.node
+            if not isinstance(node, Read) or node.fill is None:
+                continue
+            around = (*outside, *use.around)
+            dims = [d for d in range(len(buffer.shape)) if d not in whole]
+            if not all(in_bounds(kernel, around, node.indices[d], buffer.shape[d]) for d in dims):
+                found.add(node.fill)
+        return found
 
-        shape = tuple(e for d, e in enumerate(buffer.shape) if d not in dropped)
-        made = replace(buffer, shape=shape, space=space)
-        check_grid(replace(kernel, body=path[-1].body) if path else kernel, buffer, space)
+    def _foreign(self, kernel: Kernel, buffer: Buffer, place: _Place) -> Access | None:
+        """A read in an iteration of the loops of the path that may use what another one stored."""
+        if disjoint(place.windows, loops_in(place.path)):
+            return None
+        for stmt in place.block:
+            if mentions(stmt, buffer.name):
+                if fills_windows(stmt, buffer.name, place.kept, buffer.shape):
+                    return None
+                break
+        from kir.rewrites.lifetime import unfilled  # integer sets: seldom needed
+
+        return unfilled(kernel, buffer, place.path)
+
+    def _moved(self, kernel: Kernel, buffer: Buffer, space: Space, place: _Place) -> Kernel:
+        kept = place.kept
+        shape = tuple(w.size for w in kept.values())
+        made = replace(buffer, shape=shape, space=space, init=place.init)
+        check_grid(replace(kernel, body=place.block), buffer, space)
+        padded = bool(place.whole & set(kept))
+        path = place.path
 
         def into(block: Block) -> Block:
-            at = next(
-                k
-                for k, s in enumerate(block)
-                if any(a.tensor == buffer.name for a in accesses((s,)))
-            )
-            done = tuple(reindex(s, buffer.name, index, buffer.name) for s in block)
-            return (*done[:at], made, *done[at:])
+            at = next(k for k, s in enumerate(block) if mentions(s, buffer.name))
+            done = tuple(shifted(s, buffer.name, kept, padded=padded) for s in block[at:])
+            return (*block[:at], made, *done)
 
         def descend(block: Block, depth: int) -> Block:
             if depth == len(path):
@@ -222,110 +304,55 @@ class Contract(Rewrite):
                 for s in block
             )
 
-        def edit(block: Block, k: int) -> Block:
-            rest = _after(block, buffer)
-            if not any(a.tensor == buffer.name for a in accesses(rest)):
-                return block[:k] + rest
-            return block[:k] + descend(rest, 0)
-
-        return edit_block(kernel, buffer, edit)
+        return edit_block(kernel, buffer, lambda block, k: block[:k] + descend(block[k + 1 :], 0))
 
 
-def _name(e: Expr) -> str:
-    assert isinstance(e, Var)
-    return e.name
-
-
-def _after(block: Block, buffer: Buffer) -> Block:
-    at = next((k for k, s in enumerate(block) if s is buffer), -1)
-    return block[at + 1 :]
-
-
-def _block_of(body: Block, stmt: Stmt) -> Block:
-    around = path_to(body, stmt)
-    assert around is not None
-    if not around:
-        return body
-    last = around[-1]
-    assert isinstance(last, Loop | If)
-    return last.body
-
-
-def determines(indices: Sequence[Expr], loops: Sequence[Loop]) -> bool:
-    """Whether different iterations of `loops` give different `indices`: each loop's index can be
-    told from them (`i`, or `i_o*8 + i` with i < 8)."""
-    unknown = {x.axis.name: x.axis.extent for x in loops if x.axis.extent != const(1)}
-    changed = True
-    while unknown and changed:
-        changed = False
-        for e in indices:
-            form = linear(e)
-            mine = {a.name: c for a, c in form.terms.items() if isinstance(a, Var)}
-            mine = {n: c for n, c in mine.items() if n in unknown}
-            others = [a for a in form.terms if not isinstance(a, Var)]
-            if not mine or any(var_names(a) & set(unknown) for a in others):
-                continue
-            if _mixed_radix(mine, unknown):
-                for n in mine:
-                    del unknown[n]
-                changed = True
-    return not unknown
-
-
-def _mixed_radix(coefficients: dict[str, int], extents: dict[str, Expr]) -> bool:
-    reach = 0
-    ordered = sorted(coefficients.items(), key=lambda t: (abs(t[1]), t[0]))
-    for k, (name, c) in enumerate(ordered):
-        extent = extents[name]
-        if abs(c) <= reach:
-            return False
-        if isinstance(extent, Const):
-            reach += abs(c) * (int(extent.value) - 1)
-        elif k < len(ordered) - 1:
-            return False
-    return True
-
-
-def fills(stmt: Stmt, name: str, shape: dict[int, Expr], loops: tuple[Loop, ...] = ()) -> bool:
+def fills(stmt: Stmt, name: str, shape: dict[int, Expr]) -> bool:
     """Whether `stmt` stores every element of the dims `shape` of `name` before it reads any."""
-    if isinstance(stmt, Store):
-        if stmt.target != name or stmt.op is not None:
-            return False
-        reads = [a for a in accesses((stmt,)) if a.tensor == name and a.op == "read"]
-        return not reads and _covers(stmt, shape, loops)
-    if isinstance(stmt, Loop) and stmt.kind != "grid":
-        for s in stmt.body:
-            if any(a.tensor == name for a in accesses((s,))):
-                return fills(s, name, shape, (*loops, stmt))
-    return False
+    extents = [shape.get(d, const(0)) for d in range(max(shape, default=-1) + 1)]
+    whole = {d: Window(const(0), e) for d, e in shape.items()}
+    return fills_windows(stmt, name, whole, extents)
 
 
-def _covers(store: Store, shape: dict[int, Expr], loops: tuple[Loop, ...]) -> bool:
-    """Whether the loops around a store take its indices through all of `shape`."""
-    left = {x.axis.name: x.axis.extent for x in loops}
-    allowed: set[Expr] = set()
-    for d, extent in shape.items():
-        form = linear(store.indices[d])
-        terms = sorted(((c, a) for a, c in form.terms.items()), key=lambda t: t[0])
-        reach = 1
-        for k, (c, atom) in enumerate(terms):
-            if not isinstance(atom, Var) or atom.name not in left or c != reach:
-                return False
-            size = left.pop(atom.name)
-            if k == len(terms) - 1:
-                whole = simplify(op("cdiv", extent, const(reach)))
-                exact = simplify(op("mul", size, const(reach))) == simplify(extent)
-                if size != whole and not exact:
-                    return False
-                reach = 0
-            elif isinstance(size, Const):
-                reach *= int(size.value)
-            else:
-                return False
-        if form.constant or (not terms and extent != const(1)):
-            return False
-        allowed.add(simplify(op("lt", store.indices[d], extent)))
-    if any(not isinstance(e, Const) or int(e.value) < 1 for e in left.values()):
+def _smaller(found: Window, extent: Expr) -> bool:
+    """Whether a window is a constant part of a dim: all of it is kept otherwise."""
+    if not isinstance(found.size, Const):
         return False
-    masks = [c for x in loops for c in x.where]
-    return all(simplify(c) in allowed for c in masks)
+    return not isinstance(extent, Const) or int(found.size.value) < int(extent.value)
+
+
+def users_path(block: Block, name: str) -> tuple[Loop | If, ...]:
+    """The loops and guards around all uses of a buffer, from its block inwards."""
+    path: list[Loop | If] = []
+    while True:
+        users = [s for s in block if mentions(s, name)]
+        if len(users) != 1 or not isinstance(users[0], Loop | If):
+            return tuple(path)
+        top = users[0]
+        head = (top.axis.extent, *top.where) if isinstance(top, Loop) else (top.condition,)
+        if any(isinstance(n, Read) and n.tensor == name for e in head for n in walk(e)):
+            return tuple(path)
+        path.append(top)
+        block = top.body
+
+
+def shifted(stmt: Stmt, tensor: str, windows: dict[int, Window], *, padded: bool) -> Stmt:
+    """The statement with each access of `tensor` relative to the windows (by dim; others are
+    left out). Reads keep their fills where `padded`."""
+
+    def at(indices: tuple[Expr, ...]) -> tuple[Expr, ...]:
+        return tuple(
+            indices[d] if w.base == const(0) else op("sub", indices[d], w.base)
+            for d, w in windows.items()
+        )
+
+    def visit(n: Node) -> Node | None:
+        if isinstance(n, Read) and n.tensor == tensor:
+            return replace(n, indices=at(n.indices), fill=n.fill if padded and windows else None)
+        if isinstance(n, Store) and n.target == tensor:
+            return replace(n, indices=at(n.indices))
+        return None
+
+    done = transform(stmt, visit)
+    assert isinstance(done, Stmt)
+    return done
