@@ -37,6 +37,7 @@ from kir.rewrites.split import Split
 from kir.rewrites.split_reduction import SplitK, SplitReduction
 from kir.rewrites.stage import Stage
 from kir.rewrites.transpose import Transpose
+from kir.rewrites.unswitch import Unswitch
 
 _ALL: tuple[type[Rewrite], ...] = (
     Inline,
@@ -62,6 +63,7 @@ _ALL: tuple[type[Rewrite], ...] = (
     Pipeline,
     Vectorise,
     Unmask,
+    Unswitch,
     Contract,
     SetSpace,
     Stage,
