@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kir.derivation import from_record, step_record
-from kir.derivation import replay as replay_steps
-from kir.errors import KirError, RewriteError, ScheduleError
+from kir.errors import ScheduleError
 from kir.ir import Kernel, Step
 from kir.syntax import format_kernel, format_step, parse_kernel
 from kir.testing import Example
@@ -102,5 +101,6 @@ def read_case(path: Path) -> Case:
         raise ScheduleError(f"{path} is no JSON: {error}") from None
 
 
-__all__ = ["CRASHES", "INTERPRETER", "Case", "Failure", "KirError", "RewriteError",
-           "from_case_record", "read_case", "replace", "replay_steps"]  # fmt: skip
+def crash(error: BaseException, what: str = "") -> Failure:
+    """The failure that an exception is."""
+    return Failure(f"crash: {type(error).__name__}", what + (str(error) or type(error).__name__))

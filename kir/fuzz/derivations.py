@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from kir.errors import RewriteError, ScheduleError
+from kir.errors import KirError, RewriteError, ScheduleError
+from kir.fuzz.cases import CRASHES, Failure, crash
 from kir.fuzz.expressions import Dice
 from kir.interpret.rules import OpError
 from kir.ir import Define, Kernel, Reduce, Step, StepArg, walk
@@ -44,6 +45,36 @@ class Variant:
     """The strongest effect that a step had where it was applied."""
     approximations: tuple[tuple[Kernel, Mapping[str, OpError]], ...] = ()
     """As `kir.derivation.approximations`: what is not equal in the reals."""
+
+
+def extended(variant: Variant, step: Step) -> Variant:
+    """The variant with one more step; RewriteError where it is refused."""
+    before, rewrite = variant.kernel, make_rewrite(step)
+    kernel = rewrite.apply(before)
+    effect = max(variant.effect, rewrite.effect_on(before), key=EFFECTS.index)
+    errors = rewrite.errors(before)
+    more = ((before, errors),) if errors else ()
+    steps = (*variant.steps, canonical(step))
+    return Variant(steps, kernel, effect, (*variant.approximations, *more))
+
+
+class Crashed(Exception):
+    """A rewrite failed in a way that is no refusal."""
+
+    def __init__(self, steps: tuple[Step, ...], failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.steps = steps
+        self.failure = failure
+
+
+def carefully(variant: Variant, step: Step) -> Variant:
+    """`extended`; RewriteError where it is refused, Crashed for any other error."""
+    try:
+        return extended(variant, step)
+    except RewriteError:
+        raise
+    except (*CRASHES, KirError) as error:
+        raise Crashed((*variant.steps, step), crash(error)) from error
 
 
 @dataclass
@@ -90,25 +121,22 @@ class Deriver:
     def attempt(self, variant: Variant, step: Step) -> Variant | None:
         """The variant with one more step, or None where it is refused."""
         try:
-            rewrite = make_rewrite(step)
-            kernel = rewrite.apply(variant.kernel)
-            effect = rewrite.effect_on(variant.kernel)
-            errors = rewrite.errors(variant.kernel)
+            found = carefully(variant, step)
         except RewriteError:
             self.tally.refused[step.rewrite] += 1
             return None
         self.tally.applied[step.rewrite] += 1
-        strongest = max(variant.effect, effect, key=EFFECTS.index)
-        more = ((variant.kernel, errors),) if errors else ()
-        return Variant(
-            (*variant.steps, canonical(step)), kernel, strongest, (*variant.approximations, *more)
-        )
+        return found
 
-    def candidates(self, name: str, kernel: Kernel) -> list[Move]:
-        return list(islice(REWRITES[name].candidates(kernel), LISTED))
+    def candidates(self, name: str, variant: Variant) -> list[Move]:
+        """The moves that a rewrite offers; Crashed where listing them fails."""
+        try:
+            return list(islice(REWRITES[name].candidates(variant.kernel), LISTED))
+        except (*CRASHES, KirError) as error:
+            raise Crashed(variant.steps, crash(error, f"candidates of {name}: ")) from error
 
-    def move_of(self, name: str, kernel: Kernel) -> Move | None:
-        found = self.candidates(name, kernel)
+    def move_of(self, name: str, variant: Variant) -> Move | None:
+        found = self.candidates(name, variant)
         return self.dice.pick(found) if found else None
 
     def one(self, variant: Variant) -> Variant | None:
@@ -116,7 +144,7 @@ class Deriver:
         weights = [(name, OFTEN.get(name, 1.0)) for name in self.names]
         for _ in range(TRIES):
             name = self.dice.weighted(weights)
-            move = self.move_of(name, variant.kernel)
+            move = self.move_of(name, variant)
             if move is None:
                 continue
             found = self.attempt(variant, instantiate(move, self.dice))

@@ -198,7 +198,7 @@ class Expressions(Dice):
                 ("bitcast", 3),
                 ("reduce", 7),
                 ("random", 2),
-            ]  # fmt: skip
+            ]
         )
         if kind == "select":
             parts = (self.expr(t, scope, depth - 1) for t in (bool_, dtype, dtype))

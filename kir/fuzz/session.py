@@ -9,9 +9,18 @@ from dataclasses import dataclass, field, replace
 
 from kir.check import check_kernel
 from kir.errors import KirError, MissingHardwareError, UnsupportedError
-from kir.fuzz.cases import CRASHES, INTERPRETER, Case, Failure
+from kir.fuzz.cases import CRASHES, INTERPRETER, Case, Failure, crash
 from kir.fuzz.coverage import Coverage
-from kir.fuzz.derivations import Tally, Variant, is_spec, size_of, variants
+from kir.fuzz.derivations import (
+    Crashed,
+    Deriver,
+    Tally,
+    Variant,
+    carefully,
+    is_spec,
+    size_of,
+    variants,
+)
 from kir.fuzz.expressions import Dice
 from kir.fuzz.judge import (
     POINTS,
@@ -30,7 +39,7 @@ from kir.fuzz.kernels import generate
 from kir.inputs import index_bounds
 from kir.ir import Kernel, Step
 from kir.pipeline import Target
-from kir.rewrites import make_rewrite
+from kir.rewrites import REWRITES, make_rewrite
 from kir.specialise import evaluate, specialise
 from kir.testing import Example
 
@@ -115,6 +124,8 @@ class Session:
         case = Case(kernel, (), target=self.target)
         try:
             self.judge_kernel(case, base, dice, outcome)
+        except Crashed as error:
+            outcome.failures.append((replace(case, steps=error.steps), error.failure))
         except CRASHES as error:
             outcome.failures.append((case, crash(error)))
         return outcome
@@ -131,9 +142,9 @@ class Session:
             outcome.counts["vacuous"] += 1
             return
         for p in prepared:
-            found = judge_spec(p)
-            if found is not None:
-                outcome.failures.append((with_example(case, p), found))
+            failed = judge_spec(p)
+            if failed is not None:
+                outcome.failures.append((with_example(case, p), failed))
                 return
         tally = Tally()
         made = variants(base, dice, self.derivations, tally, self.names)
@@ -157,8 +168,8 @@ class Session:
         mine = Case(case.kernel, variant.steps, target=self.target)
         outcome.counts["pairs"] += 1
         outcome.counts["steps"] += len(variant.steps)
-        for found in self.static(base, variant, prepared, dice):
-            outcome.failures.append((mine, found))
+        for broken in self.static(base, variant, prepared, dice):
+            outcome.failures.append((mine, broken))
             return
         if self.target != INTERPRETER:
             self.on_target(mine, variant, prepared, outcome)
@@ -211,5 +222,80 @@ def with_example(case: Case, prepared: Prepared) -> Case:
     return Case(case.kernel, case.steps, prepared.example, case.target)
 
 
-def crash(error: BaseException) -> Failure:
-    return Failure(f"crash: {type(error).__name__}", str(error) or type(error).__name__)
+# --- single cases --------------------------------------------------------------------------------
+
+
+def judge_case(case: Case) -> Failure | None:
+    """Judge one case by every property; None where all hold. Raises KirError where it is no
+    well-formed case: the kernel does not check, a step is refused, the example does not fit."""
+    base = specialise(case.kernel)
+    check_kernel(base)
+    try:
+        found = judge_text(case.kernel)
+        if found is None:
+            found = _judge_steps(case, base)
+    except CRASHES as error:
+        found = crash(error)
+    if found is None:
+        return None
+    return replace(found, step=case.steps[-1].rewrite if case.steps else "")
+
+
+def _judge_steps(case: Case, base: Kernel) -> Failure | None:
+    prepared = None
+    if case.example is not None:
+        prepared = prepare(base, case.example)
+        if prepared is None:
+            return None
+        found = judge_spec(prepared)
+        if found is not None:
+            return found
+    try:
+        variant = replayed(base, case.steps)
+        list_moves(variant.kernel)
+    except Crashed as error:
+        return error.failure
+    examples = [prepared] if prepared is not None else []
+    found = judge_check(base, variant.kernel, examples) or judge_text(variant.kernel)
+    found = found or judge_replay(base, variant.steps, variant.kernel)
+    if found is not None or prepared is None:
+        return found
+    if case.target != INTERPRETER:
+        kernel = variant.kernel
+        if is_spec(kernel):
+            kernel = make_rewrite(Step("loops")).apply(kernel)
+        program = load(kernel, Target(case.target))
+        return judge_target(program, replace(variant, kernel=kernel), prepared, case.target)
+    found = judge_value(variant, prepared)
+    plain = prepared.example.profile in PROFILES[:2]
+    if found is None and plain and not variant.approximations:
+        found = judge_ring(variant.kernel, prepared)
+    return found
+
+
+def replayed(base: Kernel, steps: Sequence[Step]) -> Variant:
+    """The variant that these steps make; RewriteError where one is refused."""
+    variant = Variant((), base)
+    for step in steps:
+        variant = carefully(variant, step)
+    return variant
+
+
+def list_moves(kernel: Kernel) -> None:
+    """List what every rewrite offers; Crashed where that is no list."""
+    deriver = Deriver(Dice(random.Random(0)), (), Tally())
+    for name in REWRITES:
+        deriver.candidates(name, Variant((), kernel))
+
+
+def located(case: Case) -> tuple[Case, Failure | None]:
+    """The case cut short after the first step with which it fails, and how it does there."""
+    for n in range(len(case.steps) + 1):
+        cut = replace(case, steps=case.steps[:n])
+        try:
+            found = judge_case(cut)
+        except KirError:
+            continue
+        if found is not None:
+            return cut, found
+    return case, None
