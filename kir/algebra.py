@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from kir.dtypes import DType, i64
 from kir.ir import Bitcast, Cast, Const, Expr, Op, Read, Reduce, Var, children, const, walk
+from kir.memo import kept
 from kir.ops import op
 
 Interval = tuple[int | None, int | None]
@@ -34,8 +35,8 @@ class Linear:
             self.terms[atom] = self.terms.get(atom, 0) + factor * coefficient
 
     def cleaned(self) -> Linear:
-        terms = {a: w for a, c in self.terms.items() if (w := wrap(c, i64))}
-        return Linear(terms, wrap(self.constant, i64))
+        terms = {a: w for a, c in self.terms.items() if (w := _wrap(c))}
+        return Linear(terms, _wrap(self.constant))
 
     def build(self) -> Expr:
         result: Expr | None = None
@@ -57,6 +58,12 @@ class Linear:
 
 def linear(expr: Expr) -> Linear:
     """An i64 expression as a linear form over its non-linear parts; exact modulo 2**64."""
+    known = _linear(expr)
+    return Linear(dict(known.terms), known.constant)
+
+
+@kept
+def _linear(expr: Expr) -> Linear:
     form = Linear()
     _collect(expr, 1, form)
     return form.cleaned()
@@ -86,6 +93,11 @@ def _collect(e: Expr, factor: int, into: Linear) -> None:
                     into.add(Linear({op("mul", a, b): 1}), factor * p * q)
                     return
     into.terms[e] = into.terms.get(e, 0) + factor
+
+
+def _wrap(value: int) -> int:
+    """`value` modulo 2**64, as an i64."""
+    return value if -SAFE < value < SAFE else wrap(value, i64)
 
 
 def wrap(value: int, dtype: DType) -> int:

@@ -51,6 +51,7 @@ from kir.ir import (
     rebuild,
     walk,
 )
+from kir.memo import vars_of
 from kir.ops import op
 
 __all__ = ["FALSE", "Interval", "Linear", "interval", "linear", "simplify"]
@@ -118,6 +119,31 @@ class _Simplifier(Bounds):
         return _same(body, tuple(s for stmt in body for s in self.stmt(stmt)))
 
     def stmt(self, s: Stmt) -> tuple[Stmt, ...]:
+        """The statement simplified, from memory where it was in the same context before."""
+        key = self.context(s)
+        known = s.__dict__.get("_simplified")
+        if known is not None and known[0] == key:
+            return known[1]  # type: ignore[no-any-return]
+        done = self.fresh_stmt(s)
+        s.__dict__["_simplified"] = (key, done)
+        return done
+
+    def context(self, s: Stmt) -> tuple[object, ...]:
+        """All that the result may depend on beside the statement itself: what is known of the
+        variables in it, and of those in their extents."""
+        names = set(vars_of(s))
+        facts = tuple(c for c in self.facts if vars_of(c) <= names)
+        todo = list(names)
+        while todo:
+            extent = self.extents.get(todo.pop())
+            if extent is not None:
+                more = vars_of(extent) - names
+                names |= more
+                todo += more
+        known = (n for n in sorted(names) if n in self.ranges or n in self.extents)
+        return (facts, *((n, self.ranges.get(n), self.extents.get(n)) for n in known))
+
+    def fresh_stmt(self, s: Stmt) -> tuple[Stmt, ...]:
         if isinstance(s, Loop):
             return (self.loop(s),)
         if isinstance(s, If):

@@ -37,6 +37,7 @@ from kir.ir import (
     transform,
     walk,
 )
+from kir.memo import declared_in, vars_of
 from kir.simplify import simplify
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def buffers_of(body: Iterable[Stmt]) -> Iterator[Buffer]:
 
 def var_names(*nodes: Node) -> set[str]:
     """The names of all Vars below, bound ones included."""
-    return {n.name for node in nodes for n in walk(node) if isinstance(n, Var)}
+    return set().union(*(vars_of(n) for n in nodes))
 
 
 def path_to(body: Block, target: Stmt) -> tuple[Stmt, ...] | None:
@@ -241,11 +242,7 @@ def require_loops(kernel: Kernel, body: Iterable[Stmt]) -> None:
 def names_in(kernel: Kernel) -> set[str]:
     """Every name that is taken anywhere in the kernel."""
     used = {d.name for d in kernel.dims} | {p.name for p in kernel.params}
-    for stmt in kernel.body:
-        for node in walk(stmt):
-            if isinstance(node, Axis | Define | Buffer):
-                used.add(node.name)
-    return used
+    return used.union(*(declared_in(s) for s in kernel.body))
 
 
 def fresh(base: str, used: set[str]) -> str:

@@ -18,6 +18,7 @@ from kir.ir import (
     Const,
     Define,
     Expr,
+    If,
     Kernel,
     Loop,
     Node,
@@ -26,9 +27,10 @@ from kir.ir import (
     Stmt,
     Store,
     Var,
-    walk,
+    children,
 )
-from kir.rewrites.base import Block, Effect, buffers_of, edit_block, reindex, var_names
+from kir.memo import kept, reads_of, vars_of
+from kir.rewrites.base import Block, Effect, buffers_of, edit_block, reindex
 from kir.simplify import Linear, interval, linear
 
 Ranges = dict[str, tuple[int | None, int | None]]
@@ -62,16 +64,32 @@ def accesses(body: Iterable[Stmt]) -> Iterator[Access]:
     """Every access to a tensor that is declared outside of `body`."""
     private: set[str] = set()
     for stmt in body:
-        for node in walk(stmt):
-            match node:
-                case Buffer(name):
-                    private.add(name)
-                case Read(tensor, indices) if tensor not in private:
-                    yield Access(tensor, indices, "read", node)
-                case Store(target, indices, _, op) if target not in private:
-                    yield Access(target, indices, op or "write", node)
-                case Define(name, dims):
-                    yield Access(name, tuple(Var(d.name) for d in dims), "write", node)
+        for a in _accesses(stmt):
+            if a.tensor not in private:
+                yield a
+        if isinstance(stmt, Buffer):
+            private.add(stmt.name)
+
+
+@kept
+def _accesses(node: Node) -> tuple[Access, ...]:
+    """The accesses below to what is declared above, in the order of the text."""
+    found: list[Access] = []
+    match node:
+        case Read(tensor, indices):
+            found.append(Access(tensor, indices, "read", node))
+        case Store(target, indices, _, op):
+            found.append(Access(target, indices, op or "write", node))
+        case Define(name, dims):
+            found.append(Access(name, tuple(Var(d.name) for d in dims), "write", node))
+        case Loop(_, axis, where, body):
+            heads = (axis.extent, *where)
+            return (*(a for e in heads for a in _accesses(e)), *accesses(body))
+        case If(condition, body):
+            return (*_accesses(condition), *accesses(body))
+    for below in children(node):
+        found += _accesses(below)
+    return tuple(found)
 
 
 def conflict(first: Block, second: Block) -> Conflict | None:
@@ -183,8 +201,8 @@ def reorder_conflict(kernel: Kernel, nest: Sequence[Loop], order: Sequence[Loop]
 def stored_in(conditions: Iterable[Expr], body: Block) -> bool:
     """Whether a condition reads a tensor that `body` stores to: then it matters when it is
     evaluated."""
-    reads = {n.tensor for c in conditions for n in walk(c) if isinstance(n, Read)}
-    return any(a.op != "read" and a.tensor in reads for a in accesses(body))
+    reads = {t for c in conditions for t in reads_of(c)}
+    return bool(reads) and any(a.op != "read" and a.tensor in reads for a in accesses(body))
 
 
 def _clash(a: Access, b: Access) -> bool:
@@ -223,18 +241,20 @@ def _meeting(
     return None
 
 
-def _ranges(loop: Loop) -> Ranges:
-    """Bounds of the indices inside `loop`, its own included."""
+@kept
+def _ranges(node: Node) -> Ranges:
+    """Bounds of the indices inside `node`, its own included."""
     found: Ranges = {}
-    for node in walk(loop):
-        axes: tuple[Axis, ...] = ()
-        if isinstance(node, Loop):
-            axes = (node.axis,)
-        elif isinstance(node, Reduce | Define):
-            axes = node.axes
-        for axis in axes:
-            extent = axis.extent
-            found[axis.name] = (0, extent.value - 1 if isinstance(extent, Const) else None)  # type: ignore[assignment]
+    axes: tuple[Axis, ...] = ()
+    if isinstance(node, Loop):
+        axes = (node.axis,)
+    elif isinstance(node, Reduce | Define):
+        axes = node.axes
+    for axis in axes:
+        extent = axis.extent
+        found[axis.name] = (0, extent.value - 1 if isinstance(extent, Const) else None)  # type: ignore[assignment]
+    for below in children(node):
+        found.update(_ranges(below))
     return found
 
 
@@ -277,8 +297,7 @@ def _difference(
     for form, sign in ((one, -1), (two, 1)):
         for atom, coefficient in form.terms.items():
             c = sign * coefficient
-            reads = [n.tensor for n in walk(atom) if isinstance(n, Read)]
-            if not var_names(atom) & set(ranges) and not written & set(reads):
+            if vars_of(atom).isdisjoint(ranges) and written.isdisjoint(reads_of(atom)):
                 total.add(Linear({atom: c}))
                 continue
             least, most = interval(atom, ranges)
