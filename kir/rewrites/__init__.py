@@ -8,10 +8,10 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from kir.errors import RewriteError, ScheduleError
 from kir.ir import Kernel, Step, StepArg
@@ -20,6 +20,7 @@ from kir.rewrites.base import EFFECTS, Choice, Domain, Effect, Move, Rewrite, Wh
 from kir.rewrites.cse import Cse
 from kir.rewrites.fast import Fast
 from kir.rewrites.fuse import Fuse, Merge
+from kir.rewrites.compute import ComputeAt
 from kir.rewrites.inline import Inline, Recompute
 from kir.rewrites.kinds import Bind, Hint, Unroll, Vectorise
 from kir.rewrites.loops import Fission, Reorder, Swizzle
@@ -67,6 +68,7 @@ _ALL: tuple[type[Rewrite], ...] = (
     Contract,
     SetSpace,
     Stage,
+    ComputeAt,
     RFactor,
     ParallelReduce,
     SplitReduction,
@@ -82,32 +84,46 @@ REWRITES: dict[str, type[Rewrite]] = {r.name: r for r in _ALL}
 
 def make_rewrite(step: Step) -> Rewrite:
     """The rewrite that a step names, its arguments checked; ScheduleError where they are wrong."""
-    if step.rewrite not in REWRITES:
-        near = difflib.get_close_matches(step.rewrite, REWRITES, n=3)
-        listed = ", ".join(f"`{n}`" for n in (near or REWRITES))
-        hint = f"did you mean {listed}?" if near else f"there are {listed}"
-        raise ScheduleError(f"there is no rewrite `{step.rewrite}`", hint=hint, span=step.span)
-    made = REWRITES[step.rewrite]
-    types_of = _field_types(made)
-    given: dict[str, StepArg] = {}
-    if len(step.args) > len(types_of):
-        raise _wrong(step, f"takes at most {len(types_of)} arguments, not {len(step.args)}")
-    for key, value in (*zip(types_of, step.args, strict=False), *step.options):
-        if key not in types_of:
-            raise _wrong(step, f"has no argument `{key}`")
-        if key in given:
-            raise _wrong(step, f"has the argument `{key}` twice")
-        if not _fits(value, types_of[key]) and not _group(value, key, types_of):
-            raise _wrong(step, f"takes {_spell(types_of[key])} as `{key}`, not {value!r}")
-        given[key] = value
-    for f in fields(made):
-        if f.name not in given and f.default is MISSING:
-            raise _wrong(step, f"needs the argument `{f.name}`")
-    values: dict[str, Any] = dict(given)
+    made = named(step, REWRITES)
+    types_of, values = _field_types(made), arguments(step, made)
     first = next(iter(types_of), "")
     if isinstance(values.get(first), tuple) and types_of[first] is str:
         return Each(tuple(made(**{**values, first: name}) for name in values[first]))
     return made(**values)
+
+
+R = TypeVar("R")
+
+
+def named(step: Step, table: Mapping[str, type[R]]) -> type[R]:
+    """The class in `table` that a step names; ScheduleError where there is none."""
+    if step.rewrite not in table:
+        near = difflib.get_close_matches(step.rewrite, table, n=3)
+        listed = ", ".join(f"`{n}`" for n in (near or table))
+        hint = f"did you mean {listed}?" if near else f"there are {listed}"
+        raise ScheduleError(f"there is no rewrite `{step.rewrite}`", hint=hint, span=step.span)
+    return table[step.rewrite]
+
+
+def arguments(step: Step, made: type) -> dict[str, Any]:
+    """The fields of the dataclass `made` that a step gives; ScheduleError where they are wrong."""
+    types_of = _field_types(made)
+    given: dict[str, StepArg] = {}
+    if len(step.args) > len(types_of):
+        what = f"takes at most {len(types_of)} arguments, not {len(step.args)}"
+        raise _wrong(step, made, what)
+    for key, value in (*zip(types_of, step.args, strict=False), *step.options):
+        if key not in types_of:
+            raise _wrong(step, made, f"has no argument `{key}`")
+        if key in given:
+            raise _wrong(step, made, f"has the argument `{key}` twice")
+        if not _fits(value, types_of[key]) and not _group(value, key, types_of):
+            raise _wrong(step, made, f"takes {_spell(types_of[key])} as `{key}`, not {value!r}")
+        given[key] = value
+    for f in fields(made):
+        if f.name not in given and f.default is MISSING:
+            raise _wrong(step, made, f"needs the argument `{f.name}`")
+    return dict(given)
 
 
 @dataclass(frozen=True)
@@ -189,7 +205,7 @@ def legal_moves(kernel: Kernel, names: Iterable[str] | None = None) -> tuple[Mov
 
 
 @cache
-def _field_types(rewrite: type[Rewrite]) -> dict[str, Any]:
+def _field_types(rewrite: type) -> dict[str, Any]:
     hints = typing.get_type_hints(rewrite)
     return {f.name: hints[f.name] for f in fields(rewrite)}
 
@@ -225,9 +241,8 @@ _SPELLED: dict[Any, tuple[str, str]] = {
 }
 
 
-def _wrong(step: Step, what: str) -> ScheduleError:
-    types_of = _field_types(REWRITES[step.rewrite])
-    usage = f"{step.rewrite}({', '.join(types_of)})"
+def _wrong(step: Step, made: type, what: str) -> ScheduleError:
+    usage = f"{step.rewrite}({', '.join(_field_types(made))})"
     return ScheduleError(f"`{step.rewrite}` {what}", hint=f"its form is `{usage}`", span=step.span)
 
 
