@@ -17,10 +17,10 @@ from kir.errors import RewriteError, ScheduleError
 from kir.ir import Kernel, Step, StepArg
 from kir.rewrites.algebra import Factor
 from kir.rewrites.base import EFFECTS, Choice, Domain, Effect, Move, Rewrite, Whole
+from kir.rewrites.compute import ComputeAt
 from kir.rewrites.cse import Cse
 from kir.rewrites.fast import Fast
 from kir.rewrites.fuse import Fuse, Merge
-from kir.rewrites.compute import ComputeAt
 from kir.rewrites.inline import Inline, Recompute
 from kir.rewrites.kinds import Bind, Hint, Unroll, Vectorise
 from kir.rewrites.loops import Fission, Reorder, Swizzle
