@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from kir.dtypes import DType, f32, f64, u32
 from kir.interpret.bounded import float_limits
 from kir.interpret.rules import OpError
@@ -66,7 +68,8 @@ class Form:
 
 
 def _c(value: float, like: Expr) -> Const:
-    return Const(value, like.dtype)
+    """A literal of the dtype of `like`, rounded to it, as the parser would."""
+    return Const(float(np.asarray(value, like.dtype.numpy)), like.dtype)
 
 
 def _polynomial(z: Expr, coefficients: tuple[float, ...]) -> Expr:
