@@ -133,13 +133,15 @@ class Factor(Rewrite):
         place, found = self._found(kernel)
         if found.casts:
             return "approximates"
-        exact = found.exact or not place.expr.dtype.is_float
-        return "exact" if exact else "reassociates"
+        if found.reduction != "sum":
+            return "approximates" if found.times or found.over else "exact"
+        return "reassociates" if place.expr.dtype.is_float else "exact"
 
     def bound(self) -> str:
         return (
             "each term of the sum moves by at most two unit roundoffs of every cast that a factor "
-            "passes (2 * 2^-8 of its magnitude for bf16), barring overflow and underflow there"
+            "passes (2 * 2^-8 of its magnitude for bf16), barring overflow and underflow there; "
+            "constants leave `max` and `min` with no error but the sign of a 0"
         )
 
 
@@ -156,8 +158,6 @@ class _Peeled:
     """Operands of `and` (of `any`) or `or` (of `all`)."""
     negated: bool = False
     casts: bool = False
-    exact: bool = False
-    """Every bit stays: the rounding of what leaves is monotone, and it is never less than 1."""
 
     @property
     def needs_a_term(self) -> bool:
@@ -250,7 +250,7 @@ def _same(e: Op, *args: Expr) -> Expr:
 def _out_of_extremum(reduction: Reduce) -> _Peeled | None:
     """Constants and signs: multiplication by what is positive is monotone, rounding included."""
     other = {"max": "min", "min": "max"}
-    found = _Peeled(reduction.name, reduction.dtype, reduction.body, exact=True)
+    found = _Peeled(reduction.name, reduction.dtype, reduction.body)
     body = reduction.body
     while isinstance(body, Op):
         if body.name == "neg":
@@ -264,8 +264,6 @@ def _out_of_extremum(reduction: Reduce) -> _Peeled | None:
         if not isinstance(b, Const) or not math.isfinite(b.value) or b.value <= 0:
             break
         (found.times if body.name == "mul" else found.over).append(b)
-        grows = b.value >= 1 if body.name == "mul" else b.value <= 1
-        found.exact = found.exact and grows
         body = a
     if body is reduction.body:
         return None
