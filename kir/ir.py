@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import wraps
 from operator import is_not
 from typing import Any, Literal, TypeVar
 
@@ -399,13 +400,43 @@ def transform(node: N, visit: Callable[[Node], Node | None]) -> N:
     return go(node)  # type: ignore[return-value]
 
 
+T = TypeVar("T")
+
+
+def kept(compute: Callable[[N], T]) -> Callable[[N], T]:
+    """`compute`, its result kept on the node: a node never changes, so what depends on it alone
+    stays true, and is freed with it. The result is shared: it must not be changed either."""
+    key = f"_{compute.__module__}.{compute.__qualname__}"
+
+    @wraps(compute)
+    def look(node: N) -> T:
+        memory: dict[str, Any] = node.__dict__
+        try:
+            return memory[key]  # type: ignore[no-any-return]
+        except KeyError:
+            found = memory[key] = compute(node)
+            return found
+
+    return look
+
+
+@kept
+def vars_of(node: Node) -> frozenset[str]:
+    """The names of all Vars below, bound ones included."""
+    if isinstance(node, Var):
+        return frozenset((node.name,))
+    return frozenset().union(*(vars_of(c) for c in children(node)))
+
+
 def substitute(node: N, values: dict[str, Expr]) -> N:
     """`node` with each `Var` in `values` replaced; binders of the same name are not renamed."""
 
-    def visit(n: Node) -> Node | None:
-        return values.get(n.name) if isinstance(n, Var) else None
+    def go(n: Node) -> Node:
+        if vars_of(n).isdisjoint(values):
+            return n
+        return values[n.name] if isinstance(n, Var) else rebuild(n, go)
 
-    return transform(node, visit) if values else node
+    return go(node)  # type: ignore[return-value]
 
 
 def const(value: int) -> Const:

@@ -34,10 +34,10 @@ from kir.ir import (
     Store,
     Var,
     children,
-    transform,
+    rebuild,
     walk,
 )
-from kir.memo import declared_in, vars_of
+from kir.memo import declared_in, tensors_in, vars_of
 from kir.simplify import simplify
 
 if TYPE_CHECKING:
@@ -264,11 +264,13 @@ def copy_with_fresh_names(body: Block, used: set[str]) -> Block:
 def rename(node: Node, indices: dict[str, str], tensors: dict[str, str]) -> Stmt:
     """The statement with indices (binders and uses) and tensors renamed."""
 
-    def visit(n: Node) -> Node | None:
+    def go(n: Node) -> Node:
+        names = vars_of(n) | declared_in(n)
+        if names.isdisjoint(indices) and tensors_in(n).isdisjoint(tensors):
+            return n
+        n = rebuild(n, go)
         match n:
-            case Var(name) if name in indices:
-                return replace(n, name=indices[name])
-            case Axis(name) if name in indices:
+            case Var(name) | Axis(name) if name in indices:
                 return replace(n, name=indices[name])
             case Read(tensor) if tensor in tensors:
                 return replace(n, tensor=tensors[tensor])
@@ -276,9 +278,9 @@ def rename(node: Node, indices: dict[str, str], tensors: dict[str, str]) -> Stmt
                 return replace(n, name=tensors[name])
             case Store(target) if target in tensors:
                 return replace(n, target=tensors[target])
-        return None
+        return n
 
-    done = transform(node, visit)
+    done = go(node)
     assert isinstance(done, Stmt)
     return done
 
@@ -324,15 +326,18 @@ def reindex(
 ) -> Stmt:
     """The statement in which each access `tensor[i]` is `name[index(i)]`."""
 
-    def visit(n: Node) -> Node | None:
+    def go(n: Node) -> Node:
+        if tensor not in tensors_in(n):
+            return n
+        n = rebuild(n, go)
         if isinstance(n, Read) and n.tensor == tensor:
             at = index(n.indices)  # without indices there is no out of bounds to fill
             return replace(n, tensor=name, indices=at, fill=n.fill if at else None)
         if isinstance(n, Store) and n.target == tensor:
             return replace(n, target=name, indices=index(n.indices))
-        return None
+        return n
 
-    done = transform(node, visit)
+    done = go(node)
     assert isinstance(done, Stmt)
     return done
 
