@@ -166,7 +166,11 @@ PAPERS: tuple[Case, ...] = (
     Case(
         "papers/moba.kir",
         sizes(
-            "B H L D block top", (2, 1, 11, 8, 3, 2), (1, 2, 33, 16, 4, 3), (1, 1, 70, 16, 16, 3)
+            "B H L D block top",
+            (2, 1, 11, 8, 4, 2),
+            (1, 2, 33, 16, 4, 3),
+            (1, 1, 130, 16, 16, 3),
+            (1, 1, 20, 5, 3, 2),
         ),
         moba,
     ),
@@ -191,7 +195,7 @@ PAPERS: tuple[Case, ...] = (
     ),
     Case(
         "papers/factorisation_machine.kir",
-        sizes("B N D K", (2, 5, 7, 3), (3, 33, 16, 9)),
+        sizes("B N D K", (2, 5, 8, 4), (3, 33, 16, 16), (1, 130, 7, 3)),
         factorisation_machine,
     ),
     Case(
