@@ -292,7 +292,7 @@ class _Lowering:
         """The loops of `acc op= body`; with `best`, of the index pass of an arg-reduction."""
         inner = scope.inside({a.name: fresh(a.name, self.used) for a in e.axes})
         axes = [
-            replace(a, name=inner.indices[a.name], extent=self.expr(a.extent, scope, ahead, acc))
+            replace(a, name=inner.indices[a.name], extent=self.expr(a.extent, inner, ahead, acc))
             for a in e.axes
         ]
         guards: list[_Ahead] = []
