@@ -18,6 +18,7 @@ from kir.interpret.rules import OpError
 from kir.ir import Kernel, Module, Schedule, Step, StepArg
 from kir.rewrites import EFFECTS, Each, Effect, canonical, make_rewrite
 from kir.rewrites.base import names_in
+from kir.rewrites.graph import GRAPH_REWRITES, make_graph_rewrite
 from kir.syntax import format_kernel, format_module, format_step
 
 FORMAT = "kir-derivation-1"
@@ -230,7 +231,8 @@ def _step(record: Any, number: int) -> Step:
     given = tuple(_argument(a, number) for a in args)
     named = tuple((k, _argument(v, number)) for k, v in options.items())
     step = Step(name, given, named)
-    make_rewrite(step)  # an unknown rewrite or a wrong argument is reported here
+    # an unknown rewrite or a wrong argument is reported here
+    (make_graph_rewrite if name in GRAPH_REWRITES else make_rewrite)(step)
     return step
 
 

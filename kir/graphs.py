@@ -40,6 +40,28 @@ def resolve(module: Module, graph: Graph, dims: Mapping[str, int]) -> list[Resol
     return resolved
 
 
+def call_dims(module: Module, graph: Graph) -> list[dict[str, Expr]]:
+    """For each call what its kernel's dims are in terms of the graph's, as far as the shapes of the
+    arguments and the call itself say."""
+    kernels = module.kernels()
+    shapes: dict[str, tuple[Expr, ...]] = {p.name: p.shape for p in graph.inputs}
+    found = []
+    for call in graph.calls:
+        kernel = kernels[call.kernel]
+        dims: dict[str, Expr] = {
+            d.name: const(d.default) for d in kernel.dims if d.default is not None
+        }
+        dims.update(call.dims)
+        for arg, param in zip(call.args, kernel.inputs):
+            for mine, theirs in zip(shapes[arg], param.shape):
+                if isinstance(theirs, Var):
+                    dims.setdefault(theirs.name, mine)
+        for result, made in zip(call.results, kernel.outputs):
+            shapes[result] = tuple(simplify(substitute(e, dims)) for e in made.shape)
+        found.append(dims)
+    return found
+
+
 def shape_errors(module: Module, graph: Graph) -> Iterator[ShapeError]:
     """Calls whose arguments' extents differ from what the kernel declares, on symbolic dims.
 

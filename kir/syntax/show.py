@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kir.errors import KirError, Source
-from kir.ir import Graph, Kernel, Node, Span, walk
+from kir.ir import Call, Graph, Kernel, Node, Span, walk
 
 MAX_COLUMNS = 160
 
@@ -39,7 +39,7 @@ def in_current_ir(kernel: Kernel | Graph, node: Node) -> tuple[Source, Span] | N
 
     text = format_kernel(kernel)
     if not isinstance(kernel, Kernel):
-        return Source(f"<{kernel.name}, now>", text), Span(1, 1, 1, 2)
+        return Source(f"<{kernel.name}, as it is now>", text), _line_of(kernel, node, text)
     printed = next(iter(parse(text).kernels().values()))
     nodes = list(walk(kernel))
     place = next((i for i, n in enumerate(nodes) if n is node), None)
@@ -47,6 +47,17 @@ def in_current_ir(kernel: Kernel | Graph, node: Node) -> tuple[Source, Span] | N
         place = next((i for i, n in enumerate(nodes) if n == node), 0)
     span = list(walk(printed))[place].span or printed.span
     return (Source(f"<{kernel.name}, as it is now>", text), span) if span else None
+
+
+def _line_of(graph: Graph, node: Node, text: str) -> Span:
+    """The line of a graph's text on which the call `node` stands, else its first line."""
+    lines = text.split("\n")
+    start = ", ".join(node.results) + " = " if isinstance(node, Call) else ""
+    for number, line in enumerate(lines, 1):
+        bare = line.lstrip()
+        if start and bare.startswith(start):
+            return Span(number, len(line) - len(bare) + 1, number, len(line) + 1)
+    return Span(1, 1, 1, len(lines[0]) + 1)
 
 
 def underline(source: Source, span: Span) -> str:
