@@ -9,7 +9,7 @@ operators with `kir.ops.op`, which applies the dtype rules. Loops have one axis 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import wraps
 from operator import is_not
 from typing import Any, Literal, TypeVar
@@ -386,7 +386,23 @@ def rebuild(node: N, visit: Callable[[Node], Node]) -> N:
             made = [visit(x) if isinstance(x, Node) else x for x in old]
             if any(map(is_not, made, old)):
                 changes[name] = tuple(made)
-    return replace(node, **changes) if changes else node
+    return _changed(node, changes) if changes else node
+
+
+_FIELDS: dict[type[Node], tuple[str, ...]] = {}
+
+
+def _changed(node: N, changes: dict[str, Any]) -> N:
+    """`dataclasses.replace` for nodes, which have no `__post_init__`; several times as fast."""
+    kind = type(node)
+    names = _FIELDS.get(kind)
+    if names is None:
+        names = _FIELDS[kind] = tuple(f.name for f in fields(kind))
+    made = object.__new__(kind)
+    old, new = node.__dict__, made.__dict__
+    for name in names:
+        new[name] = changes[name] if name in changes else old[name]
+    return made
 
 
 def transform(node: N, visit: Callable[[Node], Node | None]) -> N:
