@@ -204,7 +204,7 @@ def _padded(value: Expr) -> Expr:
 
     def go(n: Node) -> Node:
         done = rebuild(n, go)
-        if isinstance(done, Read) and done.fill is None:
+        if isinstance(done, Read) and done.fill is None and done.indices:
             return replace(done, fill=identity("or" if done.type.is_bool else "add", done.type))
         return done
 
