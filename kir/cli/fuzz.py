@@ -54,8 +54,8 @@ def fuzz(
 ) -> None:
     """Run random kernels and random legal derivations of them, and compare with what they mean.
 
-    Without --minutes and --count it runs for a minute. Stops at the first failure, shrunk and saved,
-    unless --keep-going.
+    Without --minutes and --count it runs for a minute. Stops at the first failure, shrunk and
+    saved, unless --keep-going.
     """
     if replay:
         _replay(replay, as_json)

@@ -24,12 +24,12 @@ LISTED = 300
 """Candidates looked at for one rewrite."""
 TRIES = 5
 """Draws for each step wanted."""
-LARGE = 200
+LARGE = 150
 """Nodes from which a kernel is not rewritten further: some rewrites copy code."""
-HUGE = 400
+HUGE = 280
 """Nodes of the greatest result that is judged."""
 OFTEN = {"split": 3.0, "reorder": 2.0, "bind": 2.0, "fission": 2.0, "fuse": 2.0, "merge": 2.0,
-         "stage": 2.0, "contract": 2.0, "inline": 2.0, "rfactor": 2.0, "online": 3.0,
+         "stage": 2.0, "contract": 2.0, "inline": 2.0, "rfactor": 2.0, "online": 1.5,
          "factor": 2.0, "hint": 0.3, "outline": 0.7, "hoist": 0.7}  # fmt: skip
 """Weights of rewrites; 1 for those that are not named."""
 Plan = Callable[[Kernel], Sequence[Step]]

@@ -38,7 +38,7 @@ FLOAT_OPS = tuple(n for n, d in OPS.items() if d.rule == "same" and "float" in d
 INTEGER_OPS = tuple(n for n, d in OPS.items() if d.rule in ("same", "shift") and "int" in d.kinds)
 FLOAT_CONSTANTS = (0.0, 1.0, 2.0, 0.5, -1.0, 0.25, -0.5, 3.0, -0.0)
 INTEGER_CONSTANTS = (0, 1, 2, 3, 5, 7)
-AXES = (*"ijklrsuvwz", *(f"q{n}" for n in range(20)))
+AXES: tuple[str, ...] = (*"ijklrsuvwz", *(f"q{n}" for n in range(20)))
 
 
 class Dice:
