@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from kir.ir import Axis, Buffer, Expr, If, Kernel, Loop, Stmt, Var, substitute, walk
+from kir.ir import Buffer, Expr, If, Kernel, Loop, Stmt, Var, substitute
+from kir.memo import declared_in
 from kir.rewrites.base import (
     EFFECTS,
     Block,
@@ -272,7 +273,7 @@ def _moved(kernel: Kernel, a: Loop, b: Loop, between: Block) -> tuple[Block, Blo
 def _renamed(kernel: Kernel, a: Loop, b: Loop) -> Loop:
     """`b` with other names for what would shadow `a`'s index or a buffer of its body."""
     taken = {a.axis.name} | {s.name for s in a.body if isinstance(s, Buffer)}
-    bound = {n.name for s in b.body for n in walk(s) if isinstance(n, Axis | Buffer)} & taken
+    bound = {n for n in taken if any(n in declared_in(s) for s in b.body)}
     if not bound:
         return b
     used = names_in(kernel)

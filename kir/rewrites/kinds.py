@@ -257,9 +257,8 @@ class Vectorise(Rewrite):
                 node=loop,
                 hint="vectorise another loop, or take this one apart by `fission`",
             )
-        split = Split(self.loop, self.width, tail=self.tail)
-        made = split.edit(kernel)
-        inner, _, *rest = split.forward(kernel, made)[self.loop]
+        made, names = Split(self.loop, self.width, tail=self.tail).split(kernel)
+        inner, _, *rest = names[self.loop]
         for name in (inner, *rest):
             lanes = find_loop(made, name)
             hints = (*lanes.hints, ("vector", self.width))

@@ -200,7 +200,8 @@ class Swizzle(Rewrite):
     group: int
 
     def edit(self, kernel: Kernel) -> Kernel:
-        return self._parts(kernel)[1].edit(self._parts(kernel)[0].edit(kernel))
+        split, reorder = self._parts(kernel)
+        return reorder.edit(split.edit(kernel))
 
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:

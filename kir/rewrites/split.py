@@ -76,10 +76,10 @@ class Split(Rewrite):
     tail: str = "mask"
 
     def edit(self, kernel: Kernel) -> Kernel:
-        return self._split(kernel)[0]
+        return self.split(kernel)[0]
 
     def forward(self, before: Kernel, after: Kernel) -> dict[str, tuple[str, ...]]:
-        return self._split(before)[1]
+        return self.split(before)[1]
 
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:
@@ -93,7 +93,8 @@ class Split(Rewrite):
             factors = Whole(1, extent or None, _tries(extent))
             yield Move("split", (*fixed, ("tail", "peel")), (("factor", factors),))
 
-    def _split(self, kernel: Kernel) -> tuple[Kernel, dict[str, tuple[str, ...]]]:
+    def split(self, kernel: Kernel) -> tuple[Kernel, dict[str, tuple[str, ...]]]:
+        """The kernel after, and what the names that change become."""
         loop = find_loop(kernel, self.loop)
         self._check(kernel, loop)
         used = names_in(kernel) - {self.loop}
