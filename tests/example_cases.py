@@ -340,5 +340,10 @@ CASES: tuple[Case, ...] = (
         sizes("M N K", (3, 5, 7), (129, 10, 65)),
         lambda i, d: {"c": i["a"] @ i["b"]},
     ),
+    Case(
+        "scheduled/split_k.kir",
+        sizes("M N K", (3, 5, 7), (17, 10, 300)),
+        lambda i, d: {"c": i["a"] @ i["b"]},
+    ),
 )
 BY_NAME = {case.name: case for case in CASES}
