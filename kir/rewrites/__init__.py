@@ -23,6 +23,7 @@ from kir.rewrites.fast import Fast
 from kir.rewrites.fuse import Fuse, Merge
 from kir.rewrites.inline import Inline, Recompute
 from kir.rewrites.kinds import Bind, Hint, Unroll, Vectorise
+from kir.rewrites.layout import SetLayout
 from kir.rewrites.loops import Fission, Reorder, Swizzle
 from kir.rewrites.lower import Loops
 from kir.rewrites.masks import Unmask
@@ -36,7 +37,7 @@ from kir.rewrites.regroup import Distribute, Regroup
 from kir.rewrites.rules import Rule
 from kir.rewrites.split import Split
 from kir.rewrites.split_reduction import SplitK, SplitReduction
-from kir.rewrites.stage import Stage
+from kir.rewrites.stage import Stage, StageOut
 from kir.rewrites.transpose import Transpose
 from kir.rewrites.unswitch import Unswitch
 
@@ -69,6 +70,8 @@ _ALL: tuple[type[Rewrite], ...] = (
     SetSpace,
     Stage,
     ComputeAt,
+    StageOut,
+    SetLayout,
     RFactor,
     ParallelReduce,
     SplitReduction,

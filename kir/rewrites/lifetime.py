@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kir.analysis import model_of
+from kir.analysis.depend import resolve
 from kir.analysis.model import Access, AxisFrame, Decl, Frames, Model
 from kir.analysis.sets import Env, Text, Undecided, difference, sample, solve
-from kir.ir import Buffer, If, Kernel, Loop
+from kir.ir import Buffer, If, Kernel, Loop, Node
+from kir.rewrites.window import Window
 
 Position = tuple[int, ...]
 
@@ -32,6 +34,57 @@ def unfilled(kernel: Kernel, buffer: Buffer, path: Sequence[Loop | If]) -> Acces
         if a.kind != "write" and not _stored_before(model, a, writes, len(a.decl.frames) + depth):
             return a
     return None
+
+
+def unstored(kernel: Kernel, loop: Loop, tensor: str, windows: Sequence[Window]) -> Node | None:
+    """Where one iteration of `loop` may use an element of `tensor` before it stored it, or may
+    leave one of the windows (within the tensor's bounds) without a value; None where neither."""
+    model = model_of(kernel)
+    axis, _ = resolve(model, loop)
+    found = [a for a in model.accesses if a.decl.name == tensor and axis in a.frames]
+    writes = [a for a in found if a.kind == "write"]
+    if not writes:
+        return found[0].node
+    depth = writes[0].frames.index(axis) + 1 + len(loop.where)
+    for a in found:
+        if a.kind != "write" and not _stored_before(model, a, writes, depth):
+            return a.node
+    return None if _all_stored(model, writes, depth, windows) else writes[0].node
+
+
+def _all_stored(model: Model, writes: list[Access], depth: int, windows: Sequence[Window]) -> bool:
+    """Whether the writes together reach every element of the windows within the bounds."""
+    shared = writes[0].frames[:depth]
+    text, keep = _box(model, writes[0], shared, windows)
+    try:
+        stored = []
+        for w in writes:
+            if w.frames[:depth] != shared:
+                return False
+            other, _ = _box(model, writes[0], shared, windows)
+            other.exact = True
+            env = other.enter(w.frames, "b", shared)
+            for d, index in enumerate(w.indices):
+                other.where.append(f"e{d} = {other.expr(index, env)}")
+            if other.exact:
+                stored.append(solve(other.set(keep=keep)))
+        return sample(difference(solve(text.set()), stored)) is None
+    except Undecided:
+        return False
+
+
+def _box(
+    model: Model, access: Access, shared: Frames, windows: Sequence[Window]
+) -> tuple[Text, list[str]]:
+    """The elements of the windows that are within the tensor, in one iteration of `shared`."""
+    text = Text(model)
+    env = text.enter(shared, "a", shared)
+    elements = text.elements(len(windows))
+    for e, w, extent in zip(elements, windows, access.decl.shape, strict=True):
+        base = text.expr(w.base, env)
+        text.where.append(f"{base} <= {e} < {base} + {text.expr(w.size, env)}")
+        text.where.append(f"0 <= {e} < {text.expr(extent, env)}")
+    return text, list(text.dims)
 
 
 def _stored_before(model: Model, access: Access, writes: list[Access], depth: int) -> bool:
@@ -96,4 +149,4 @@ def _unshared(access: Access, shared: Frames) -> list[AxisFrame]:
     return [f for f in access.axes if f.loop is not None and f not in shared]
 
 
-__all__ = ["Decl", "accesses_of", "earlier", "unfilled"]
+__all__ = ["Decl", "accesses_of", "earlier", "unfilled", "unstored"]

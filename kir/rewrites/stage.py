@@ -1,13 +1,15 @@
-"""`stage`: the part of a tensor that a loop's body reads is copied to a buffer first."""
+"""`stage`, `stage_out`: a window of a tensor goes through a buffer while a loop's body runs."""
 
 from __future__ import annotations
 
+import difflib
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from kir.dtypes import DType
 from kir.ir import (
-    TRUE,
     Axis,
     Buffer,
     Const,
@@ -16,6 +18,7 @@ from kir.ir import (
     Loop,
     Node,
     Read,
+    Space,
     Stmt,
     Store,
     Var,
@@ -25,37 +28,108 @@ from kir.ir import (
 )
 from kir.ops import identity, op
 from kir.rewrites.base import (
+    Choice,
     Effect,
+    Move,
     Rewrite,
     buffers_of,
-    extent_of,
     find_loop,
     fresh,
+    guarded,
     loops_of,
     names_in,
-    path_to,
     refuse,
     replace_stmt,
     require_loops,
-    var_names,
 )
-from kir.rewrites.legality import accesses
-from kir.rewrites.memory import check_space
-from kir.simplify import Linear, interval, linear, simplify
+from kir.rewrites.layout import Layout, make_layout
+from kir.rewrites.memory import check_grid, check_space
+from kir.rewrites.window import (
+    NoWindow,
+    Use,
+    Window,
+    always,
+    between,
+    fills_windows,
+    in_bounds,
+    mentions,
+    surroundings,
+    uses_of,
+    window,
+    written_in,
+)
 
 
 @dataclass(frozen=True)
-class _Window:
-    """Of one dim: the first index of the window, how many there are, all within the tensor?"""
+class _Staged:
+    """The buffer that a window of a tensor goes through, and where its elements are in it."""
 
-    base: Expr
-    size: Expr
-    inside: bool
+    buffer: Buffer
+    windows: tuple[Window, ...]
+    inside: tuple[bool, ...]
+    """By dim: whether all of the window is known to be within the tensor."""
+    layout: Layout
+    names: tuple[str, ...]
+    """By dim: the index of the copy's loop."""
+    panel: str
+    """The index of the loop over panels."""
+
+    @property
+    def kept(self) -> list[int]:
+        return sorted(self.layout.order)
+
+    def at(self, indices: Sequence[Expr]) -> tuple[Expr, ...]:
+        """Where the element `indices` of the tensor is."""
+        return self.layout.index(
+            {d: op("sub", indices[d], self.windows[d].base) for d in self.kept}
+        )
+
+    def redirected(self, stmt: Stmt, tensor: str) -> Stmt:
+        """The statement with every access of `tensor` to the buffer instead."""
+
+        def visit(n: Node) -> Node | None:
+            if isinstance(n, Read) and n.tensor == tensor:
+                return Read(self.buffer.name, self.at(n.indices), n.type, span=n.span)
+            if isinstance(n, Store) and n.target == tensor:
+                return replace(n, target=self.buffer.name, indices=self.at(n.indices))
+            return None
+
+        done = transform(stmt, visit)
+        assert isinstance(done, Stmt)
+        return done
+
+    def element(self) -> tuple[dict[int, Expr], tuple[Expr, ...]]:
+        """The element that the copy's loops are at: in the window, and in the tensor."""
+        here: dict[int, Expr] = {}
+        for d in self.kept:
+            here[d] = Var(self.names[d])
+            if self.layout.pack is not None and self.layout.pack[0] == d:
+                width = const(self.layout.pack[1])
+                here[d] = op("add", op("mul", Var(self.panel), width), here[d])
+        source = tuple(
+            op("add", w.base, here[d]) if d in here else w.base for d, w in enumerate(self.windows)
+        )
+        return here, source
+
+    def nest(self, body: Stmt, masks: dict[int, tuple[Expr, ...]]) -> Stmt:
+        """Loops over the window, or over whole panels, in the order of the tensor's dims."""
+        stmt = body
+        for d in reversed(self.kept):
+            where = masks.get(d, ())
+            if self.layout.pack is not None and self.layout.pack[0] == d:
+                width = const(self.layout.pack[1])
+                stmt = Loop("for", Axis(self.names[d], width), where, (stmt,))
+                panels = op("cdiv", self.windows[d].size, width)
+                stmt = Loop("for", Axis(self.panel, panels), (), (stmt,))
+            else:
+                stmt = Loop("for", Axis(self.names[d], self.windows[d].size), where, (stmt,))
+        return stmt
 
 
 @dataclass(frozen=True)
 class Stage(Rewrite):
-    """`stage(tensor, loop, space, order = (1, 0), name = packed)`: copies a window of `tensor`.
+    """`stage(tensor, loop, space, order = (1, 0), buffer = packed, pad = (1,), pack = (1, 16))`:
+    copies the window of `tensor` that an iteration of `loop` reads.
 
     Before::
 
@@ -76,10 +150,12 @@ class Stage(Rewrite):
         }
 
     The window is the box that the loops inside `loop` go through: per dim, an offset affine in
-    the indices outside, and an extent. It is filled with zeros where it may pass the tensor's
-    bounds. `order` lists the tensor's dims as the buffer is to have them, outermost first; dims
-    of which only one index is read are left out. Refused where `tensor` is written inside, or
-    read through indices that are not affine.
+    the indices outside (or read from a tensor that does not change), and an extent. Beyond the
+    tensor's bounds it holds the fill of the reads, zeros where they have none. `order` lists the
+    tensor's dims as the buffer is to have them, outermost first; dims of which only one index is
+    read are left out. `pack` makes panels of a dim, the last one filled up, so that they can be
+    read whole; `pad` adds elements to the buffer's last dims. Refused where `tensor` is written
+    inside, or where its window has no bound.
     """
 
     name: ClassVar[str] = "stage"
@@ -89,143 +165,317 @@ class Stage(Rewrite):
     space: str = "local"
     order: tuple[int, ...] | None = None
     buffer: str | None = None
+    pad: tuple[int, ...] | None = None
+    pack: tuple[int, ...] | None = None
 
     def edit(self, kernel: Kernel) -> Kernel:
         loop = find_loop(kernel, self.loop)
         space = check_space(kernel, self.space, loop)
         require_loops(kernel, (loop,))
-        dtype, shape = self._declared(kernel, loop)
-        reads = self._reads(kernel, loop)
-        windows = [
-            self._window(kernel, loop, [r.indices[d] for r in reads], shape[d], reads[0])
-            for d in range(len(shape))
-        ]
-        order = self.order if self.order is not None else tuple(range(len(shape)))
-        if sorted(order) != list(range(len(shape))):
-            refuse(kernel, f"`order` is no permutation of the {len(shape)} dims", node=loop)
-        kept = [d for d in order if windows[d].size != const(1)]
+        uses = uses_of(self.tensor, loop.body)
+        for u in uses:
+            if u.access.op != "read":
+                refuse(
+                    kernel,
+                    f"`{self.tensor}` is written inside `{self.loop}`",
+                    node=u.access.node,
+                    hint=f"`stage_out({self.tensor}, {self.loop})` stages what is written",
+                )
+        dtype, shape = declared(kernel, self.tensor, loop)
+        if not uses:
+            refuse(kernel, f"`{self.tensor}` is not read inside `{self.loop}`", node=loop)
+        fill = self._fill(kernel, loop, uses, shape)
+        asked = _Asked(self.tensor, space, self.order, self.buffer, self.pad, self.pack)
+        staged = asked.staged(kernel, loop, uses, dtype, shape)
+        here, source = staged.element()
+        if fill is None and not all(staged.inside):
+            fill = identity("or" if dtype.is_bool else "add", dtype)
+        source = tuple(_safe(kernel, loop, e) for e in source)
+        value = Read(self.tensor, source, dtype, fill)
+        copy = staged.nest(Store(staged.buffer.name, staged.layout.index(here), value), {})
+        body = tuple(staged.redirected(s, self.tensor) for s in loop.body)
+        done = replace(loop, body=(staged.buffer, copy, *body))
+        check_grid(replace(kernel, body=done.body), staged.buffer, space)
+        return replace_stmt(kernel, loop, (done,))
+
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        for loop in loops_of(kernel.body):
+            written = written_in(loop.body)
+            inside = {b.name for b in buffers_of((loop,))}
+            reads = {n.tensor: len(n.indices) for s in loop.body for n in walk(s)
+                     if isinstance(n, Read)}  # fmt: skip
+            for tensor, rank in reads.items():
+                if tensor not in written | inside:
+                    yield from moves(cls.name, tensor, loop.axis.name, rank)
+
+    def _fill(
+        self, kernel: Kernel, loop: Loop, uses: Sequence[Use], shape: Sequence[Expr]
+    ) -> Expr | None:
+        """What the reads find beyond the bounds: one constant for all that may be there."""
+        found: Expr | None = None
+        around = surroundings(kernel, loop)
+        for use in uses:
+            node = use.access.node
+            if not isinstance(node, Read) or node.fill is None or node.fill == found:
+                continue
+            at = zip(node.indices, shape, strict=True)
+            if all(in_bounds(kernel, (*around, *use.around), i, e) for i, e in at):
+                continue
+            if found is not None or not isinstance(node.fill, Const):
+                refuse(
+                    kernel, "reads with different fills, or computed ones, share no copy", node=node
+                )
+            found = node.fill
+        return found
+
+
+@dataclass(frozen=True)
+class StageOut(Rewrite):
+    """`stage_out(tensor, loop, space, ...)`: what an iteration of `loop` writes to a window of
+    `tensor` goes to a buffer first, and from there to the tensor at the iteration's end.
+
+    Before::
+
+        for j_o: cdiv(N, 8) {
+          for k: K { for j: 8 where j_o*8 + j < N { y[j_o*8 + j] += a[k, j_o*8 + j] } }
+        }
+
+    After `stage_out(y, j_o, reg)`::
+
+        for j_o: cdiv(N, 8) {
+          buffer y_reg: f32[8] in reg = 0.0
+          for k: K { for j: 8 where j_o*8 + j < N { y_reg[j] += a[k, j_o*8 + j] } }
+          for y_reg_0: 8 where j_o*8 + y_reg_0 < N { y[j_o*8 + y_reg_0] += y_reg[y_reg_0] }
+        }
+
+    Where there are only updates by one operator, the buffer starts from its neutral element and
+    is combined into the tensor: that reassociates. Where elements are stored, each element of the
+    window must be stored in every iteration before it is read or updated, and the buffer
+    replaces the window. `order`, `buffer`, `pad` and `pack` are those of `stage`.
+    """
+
+    name: ClassVar[str] = "stage_out"
+    effect: ClassVar[Effect] = "reassociates"
+    tensor: str
+    loop: str
+    space: str = "local"
+    order: tuple[int, ...] | None = None
+    buffer: str | None = None
+    pad: tuple[int, ...] | None = None
+    pack: tuple[int, ...] | None = None
+
+    def edit(self, kernel: Kernel) -> Kernel:
+        loop = find_loop(kernel, self.loop)
+        space = check_space(kernel, self.space, loop)
+        require_loops(kernel, (loop,))
+        uses = uses_of(self.tensor, loop.body)
+        dtype, shape = declared(kernel, self.tensor, loop)
+        if all(u.access.op == "read" for u in uses):
+            what = "only read" if uses else "not used"
+            refuse(kernel, f"`{self.tensor}` is {what} inside `{self.loop}`", node=loop)
+        asked = _Asked(self.tensor, space, self.order, self.buffer, self.pad, self.pack)
+        staged = asked.staged(kernel, loop, uses, dtype, shape)
+        update = _one_update(uses)
+        if update is None:
+            self._check_stored(kernel, loop, uses, staged, shape)
+        here, target = staged.element()
+        target = tuple(_safe(kernel, loop, e) for e in target)
+        value = Read(staged.buffer.name, staged.layout.index(here), dtype)
+        masks: dict[int, tuple[Expr, ...]] = {}
+        guards: list[Expr] = []
+        for d in range(len(shape)):
+            bounds = () if staged.inside[d] else between(target[d], shape[d])
+            if d not in staged.kept:
+                guards.extend(bounds)
+                continue
+            panels = staged.layout.pack is not None and staged.layout.pack[0] == d
+            over = (op("lt", here[d], staged.windows[d].size),) if panels else ()
+            masks[d] = (*over, *bounds)
+        copy = staged.nest(Store(self.tensor, target, value, update), masks)
+        init = identity(update, dtype) if update is not None else None
+        made = replace(staged.buffer, init=init)
+        body = tuple(staged.redirected(s, self.tensor) for s in loop.body)
+        done = replace(loop, body=(made, *body, *guarded(guards, (copy,))))
+        check_grid(replace(kernel, body=done.body), made, space)
+        return replace_stmt(kernel, loop, (done,))
+
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        for loop in loops_of(kernel.body):
+            inside = {b.name for b in buffers_of((loop,))}
+            stores = {n.target: len(n.indices) for s in loop.body for n in walk(s)
+                      if isinstance(n, Store)}  # fmt: skip
+            for tensor, rank in stores.items():
+                if tensor not in inside:
+                    yield from moves(cls.name, tensor, loop.axis.name, rank)
+
+    def effect_on(self, kernel: Kernel) -> Effect:
+        """Exact where elements are stored, and where the order of the updates does not matter."""
+        loop = find_loop(kernel, self.loop)
+        update = _one_update(uses_of(self.tensor, loop.body))
+        dtype, _ = declared(kernel, self.tensor, loop)
+        return "reassociates" if update is not None and dtype.is_float else "exact"
+
+    def _check_stored(
+        self,
+        kernel: Kernel,
+        loop: Loop,
+        uses: Sequence[Use],
+        staged: _Staged,
+        shape: Sequence[Expr],
+    ) -> None:
+        """Each element of the window is stored in an iteration, before anything else uses it."""
+        for use in uses:
+            if use.padded and not all(
+                in_bounds(kernel, (*surroundings(kernel, loop), *use.around), i, e)
+                for i, e in zip(use.access.indices, shape, strict=True)
+            ):
+                refuse(
+                    kernel,
+                    f"a read with a fill may be out of the bounds of `{self.tensor}`",
+                    node=use.access.node,
+                )
+        first = next(s for s in loop.body if mentions(s, self.tensor))
+        windows = dict(enumerate(staged.windows))
+        if fills_windows(first, self.tensor, windows, shape):
+            return
+        from kir.rewrites.lifetime import unstored  # integer sets: seldom needed
+
+        found = unstored(kernel, loop, self.tensor, staged.windows)
+        if found is not None:
+            refuse(
+                kernel,
+                f"not all of the window of `{self.tensor}` is known to be stored by one "
+                f"iteration of `{self.loop}` before it is used",
+                node=found,
+            )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments that `stage` and `stage_out` share."""
+
+    tensor: str
+    space: Space
+    order: tuple[int, ...] | None
+    buffer: str | None
+    pad: tuple[int, ...] | None
+    pack: tuple[int, ...] | None
+
+    def staged(
+        self,
+        kernel: Kernel,
+        loop: Loop,
+        uses: Sequence[Use],
+        dtype: DType,
+        shape: Sequence[Expr],
+    ) -> _Staged:
+        """The buffer for the window of `uses`; RewriteError where it has no bound."""
+        windows: list[Window] = []
+        changing = written_in(loop.body)
+        for d in range(len(shape)):
+            found = window(uses, d, changing)
+            if isinstance(found, NoWindow):
+                refuse(kernel, found.reason, node=found.node)
+            windows.append(found)
+        kept = [d for d, w in enumerate(windows) if w.size != const(1)]
+        layout = make_layout(kernel, loop, len(shape), kept, self.order, self.pack, self.pad)
         used = names_in(kernel)
         if self.buffer is not None and self.buffer in used:
             refuse(kernel, f"the name `{self.buffer}` is taken", node=loop)
         name = fresh(self.buffer or f"{self.tensor}_{self.space}", used)
-        made = Buffer(name, dtype, tuple(windows[d].size for d in kept), space)
-        copy = self._copy(name, dtype, windows, kept, reads[0], used)
-
-        def visit(n: Node) -> Node | None:
-            if isinstance(n, Read) and n.tensor == self.tensor:
-                at = tuple(op("sub", n.indices[d], windows[d].base) for d in kept)
-                return Read(name, at, dtype, span=n.span)
-            return None
-
-        body = tuple(transform(s, visit) for s in loop.body)
-        return replace_stmt(kernel, loop, (replace(loop, body=(made, copy, *body)),))
-
-    def _declared(self, kernel: Kernel, loop: Loop) -> tuple[DType, tuple[Expr, ...]]:
-        for p in kernel.params:
-            if p.name == self.tensor:
-                return p.type, p.shape
-        inside = {id(b) for b in buffers_of((loop,))}
-        for b in buffers_of(kernel.body):
-            if b.name == self.tensor:
-                if id(b) in inside:
-                    refuse(kernel, f"`{self.tensor}` lives inside `{self.loop}`", node=b)
-                return b.type, b.shape
-        return refuse(kernel, f"`{kernel.name}` has no tensor `{self.tensor}`", node=loop)
-
-    def _reads(self, kernel: Kernel, loop: Loop) -> list[Read]:
-        found = [a for a in accesses(loop.body) if a.tensor == self.tensor]
-        for a in found:
-            if a.op != "read":
-                refuse(kernel, f"`{self.tensor}` is written inside `{self.loop}`", node=a.node)
-        reads = [a.node for a in found if isinstance(a.node, Read)]
-        if not reads:
-            refuse(kernel, f"`{self.tensor}` is not read inside `{self.loop}`", node=loop)
-        for r in reads:
-            if r.fill != reads[0].fill or not isinstance(r.fill, Const | None):
-                refuse(
-                    kernel, "reads with different fills, or computed ones, share no copy", node=r
-                )
-        return reads
-
-    def _window(
-        self, kernel: Kernel, loop: Loop, indices: list[Expr], shape: Expr, read: Read
-    ) -> _Window:
-        """The box around `indices`, in one dim of extent `shape`."""
-        inner = {x.axis.name: x.axis.extent for x in loops_of(loop.body)}
-        ranges = {
-            name: (0, int(e.value) - 1 if isinstance(e, Const) else None)
-            for name, e in inner.items()
-        }
-        offset: Linear | None = None
-        low: int | None = None
-        high = Linear()
-        for index in indices:
-            form, rest = linear(index), Linear()
-            least, most = form.constant, Linear(constant=form.constant)
-            for atom, c in form.terms.items():
-                if any(isinstance(n, Read) for n in walk(atom)):
-                    refuse(kernel, "an index read from a tensor has no window", node=read)
-                if not var_names(atom) & set(inner):
-                    rest.add(Linear({atom: c}))
-                    continue
-                below, above = interval(atom, ranges)
-                if isinstance(atom, Var) and above is None and c > 0:
-                    # c * extent, and 1 less for one of them: at most as far as c * (extent - 1),
-                    # and a size that is never negative
-                    most.constant -= 0 if most.terms else 1
-                    most.add(linear(inner[atom.name]), c)
-                    continue
-                if below is None or above is None:
-                    refuse(kernel, "the window has no bound", node=read)
-                least += min(c * below, c * above)
-                most.constant += max(c * below, c * above)
-            rest, most = rest.cleaned(), most.cleaned()
-            if offset is not None and rest.terms != offset.terms:
-                refuse(kernel, "the reads go through windows that move apart", node=read)
-            if low is not None and most.terms != high.terms:
-                refuse(kernel, "the reads go through windows of different size", node=read)
-            high = Linear(
-                most.terms, most.constant if low is None else max(most.constant, high.constant)
-            )
-            low = least if low is None else min(low, least)
-            offset = rest
-        assert offset is not None and low is not None
-        base = Linear(dict(offset.terms), low).build()
-        size = Linear(dict(high.terms), high.constant - low + 1).build()
-        if var_names(size) & set(inner):
-            refuse(kernel, "the extent of the window changes inside the loop", node=read)
-        return _Window(base, size, self._inside(kernel, loop, base, size, shape))
-
-    def _inside(self, kernel: Kernel, loop: Loop, base: Expr, size: Expr, shape: Expr) -> bool:
-        if base == const(0) and simplify(op("le", size, shape)) == TRUE:
-            return True
-        around = [s for s in (*(path_to(kernel.body, loop) or ()), loop) if isinstance(s, Loop)]
-        ranges = {}
-        for x in around:
-            extent = extent_of(x)
-            ranges[x.axis.name] = (0, None if extent is None else extent - 1)
-        low, _ = interval(base, ranges)
-        fits = simplify(op("le", op("add", base, size), shape), ranges) == TRUE
-        return low is not None and low >= 0 and fits
-
-    def _copy(
-        self,
-        name: str,
-        dtype: DType,
-        windows: list[_Window],
-        kept: list[int],
-        read: Read,
-        used: set[str],
-    ) -> Stmt:
-        at = {d: fresh(f"{name}_{d}", used) for d in sorted(kept)}
-        source = tuple(
-            op("add", w.base, Var(at[d])) if d in at else w.base for d, w in enumerate(windows)
+        names = []
+        for d in range(len(shape)):
+            names.append(fresh(f"{name}_{d}", used) if d in kept else "")
+        panel = "" if layout.pack is None else fresh(f"{name}_{layout.pack[0]}_o", used)
+        around = surroundings(kernel, loop)
+        inside = tuple(
+            self._inside(kernel, around, layout, d, w, shape[d]) for d, w in enumerate(windows)
         )
-        fill = read.fill
-        if fill is None and not all(w.inside for w in windows):
-            fill = identity("or" if dtype.is_bool else "add", dtype)
-        value = Read(self.tensor, source, dtype, fill)
-        stmt: Stmt = Store(name, tuple(Var(at[d]) for d in kept), value)
-        for d in sorted(kept, reverse=True):
-            stmt = Loop("for", Axis(at[d], windows[d].size), (), (stmt,))
-        return stmt
+        sizes = {d: w.size for d, w in enumerate(windows)}
+        buffer = Buffer(name, dtype, layout.shape(sizes), self.space)
+        return _Staged(buffer, tuple(windows), inside, layout, tuple(names), panel)
+
+    def _inside(
+        self,
+        kernel: Kernel,
+        around: Sequence[Stmt],
+        layout: Layout,
+        d: int,
+        w: Window,
+        extent: Expr,
+    ) -> bool:
+        """Whether all that the copy reads in one dim is within the tensor."""
+        size = w.size
+        if layout.pack is not None and layout.pack[0] == d:
+            width = const(layout.pack[1])
+            size = op("mul", op("cdiv", size, width), width)
+        end = op("add", w.base, size)
+        low, high = op("ge", w.base, const(0)), op("le", end, extent)
+        return always(kernel, around, low) and always(kernel, around, high)
+
+
+def declared(kernel: Kernel, tensor: str, loop: Loop) -> tuple[DType, tuple[Expr, ...]]:
+    """dtype and shape of a tensor that is declared outside of `loop`; RewriteError otherwise."""
+    for p in kernel.params:
+        if p.name == tensor:
+            return p.type, p.shape
+    inside = {id(b) for b in buffers_of((loop,))}
+    for b in buffers_of(kernel.body):
+        if b.name == tensor:
+            if id(b) in inside:
+                refuse(kernel, f"`{tensor}` lives inside `{loop.axis.name}`", node=b)
+            return b.type, b.shape
+    known = [p.name for p in kernel.params] + [b.name for b in buffers_of(kernel.body)]
+    near = difflib.get_close_matches(tensor, known, n=3) or known
+    listed = ", ".join(f"`{n}`" for n in dict.fromkeys(near))
+    return refuse(
+        kernel,
+        f"`{kernel.name}` has no tensor `{tensor}`",
+        node=loop,
+        hint=f"did you mean {listed}?" if near is not known else f"its tensors are {listed}",
+    )
+
+
+def moves(name: str, tensor: str, loop: str, rank: int) -> Iterator[Move]:
+    """The moves of `stage` or `stage_out` for one tensor and loop."""
+    fixed = (("tensor", tensor), ("loop", loop))
+    spaces = ("space", Choice(("local", "reg")))
+    if 2 <= rank <= 4:
+        orders = tuple(itertools.permutations(range(rank)))
+        yield Move(name, fixed, (spaces, ("order", Choice(orders))))
+    else:
+        yield Move(name, fixed, (spaces,))
+    if rank:
+        yield Move(name, fixed, (spaces, ("pad", Choice(((1,), (4,), (8,))))))
+    for d in range(rank):
+        yield Move(name, fixed, (spaces, ("pack", Choice(((d, 8), (d, 16), (d, 32))))))
+
+
+def _one_update(uses: Sequence[Use]) -> str | None:
+    """The operator that all accesses update by, where there is one."""
+    ops = {u.access.op for u in uses}
+    found = next(iter(ops)) if len(ops) == 1 else None
+    return None if found in ("read", "write") else found
+
+
+def _safe(kernel: Kernel, loop: Loop, index: Expr) -> Expr:
+    """An index of the copy: what it reads from tensors was perhaps read under a mask only, so
+    that it is 0 where it may be out of bounds."""
+    around = surroundings(kernel, loop)
+    shapes = {p.name: p.shape for p in kernel.params}
+    shapes.update({b.name: b.shape for b in buffers_of(kernel.body)})
+
+    def visit(n: Node) -> Node | None:
+        if not isinstance(n, Read) or n.fill is not None:
+            return None
+        at = zip(n.indices, shapes[n.tensor], strict=True)
+        if all(in_bounds(kernel, around, i, e) for i, e in at):
+            return None
+        return replace(n, fill=identity("add", n.type))
+
+    return transform(index, visit)
+
+
+__all__ = ["Stage", "StageOut", "declared"]

@@ -170,7 +170,8 @@ def _form(use: Use, index: Expr, changing: set[str] | None) -> _Form | str:
         ranges[loop.axis.name] = (0, None if high is None else max(high - 1, 0))
         extents[loop.axis.name] = loop.axis.extent
     form = linear(index)
-    offset, low, high_ = Linear(), Linear(constant=form.constant), Linear(constant=form.constant)
+    offset, low, top = Linear(), Linear(constant=form.constant), Linear(constant=form.constant)
+    unbounded: list[tuple[Linear, int]] = []
     for atom, c in form.terms.items():
         reads = {n.tensor for n in walk(atom) if isinstance(n, Read)}
         if reads and (changing is None or reads & changing or var_names(atom) & set(extents)):
@@ -180,21 +181,21 @@ def _form(use: Use, index: Expr, changing: set[str] | None) -> _Form | str:
             continue
         least, most = interval(atom, ranges)
         if isinstance(atom, Var) and most is None:
-            # c * extent, and 1 less for one of them: at most as far as c * (extent - 1), and a
-            # size that is never negative
-            far = linear(extents[atom.name])
-            if c > 0:
-                high_.constant -= 0 if high_.terms or low.terms else 1
-                high_.add(far, c)
-            else:
-                low.constant += 0 if high_.terms or low.terms else 1
-                low.add(far, c)
-            continue
-        if least is None or most is None:
+            unbounded.append((linear(extents[atom.name]), c))
+        elif least is None or most is None:
             return "the window has no bound"
-        low.constant += min(c * least, c * most)
-        high_.constant += max(c * least, c * most)
-    return _Form(offset.cleaned(), low.cleaned(), high_.cleaned())
+        else:
+            low.constant += min(c * least, c * most)
+            top.constant += max(c * least, c * most)
+    # an index of extent E goes to c * (E - 1): at most c * E, less what keeps the size from
+    # being negative where E is 0
+    spare = top.constant - low.constant + 1
+    for extent, c in unbounded:
+        less = min(abs(c), spare)
+        spare -= less
+        (top if c > 0 else low).add(extent, c)
+        (top if c > 0 else low).constant -= less if c > 0 else -less
+    return _Form(offset.cleaned(), low.cleaned(), top.cleaned())
 
 
 # --- what always holds -------------------------------------------------------------------------
