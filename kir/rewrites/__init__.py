@@ -33,7 +33,7 @@ from kir.rewrites.outline import Hoist, Outline
 from kir.rewrites.pipeline import Pipeline
 from kir.rewrites.precision import AccumulateIn, NarrowStorage
 from kir.rewrites.reduction import ContractFma, ParallelReduce, RFactor
-from kir.rewrites.regroup import Distribute, Regroup
+from kir.rewrites.regroup import Distribute, Join, Regroup
 from kir.rewrites.rules import Rule
 from kir.rewrites.split import Split
 from kir.rewrites.split_reduction import SplitK, SplitReduction
@@ -49,6 +49,7 @@ _ALL: tuple[type[Rewrite], ...] = (
     Hoist,
     Cse,
     Distribute,
+    Join,
     Regroup,
     Transpose,
     Rule,

@@ -35,7 +35,8 @@ from kir.rewrites.places import (
 
 @dataclass(frozen=True)
 class Factor(Rewrite):
-    """`factor(def)`: factors and divisors that do not depend on a reduction's indices leave it.
+    """`factor(def, path = (0), into = name)`: factors and divisors that do not depend on a
+    reduction's indices leave it.
 
     Before::
 

@@ -48,8 +48,8 @@ from kir.syntax.scope import RESERVED
 
 @dataclass(frozen=True)
 class Outline(Rewrite):
-    """`outline(def, path, into)`: the part at `path` becomes a definition `into` of its own, over
-    just the indices that it uses; those of the reductions around it become axes too.
+    """`outline(def, path, into = name, nth = 0)`: the part at `path` becomes a definition of its
+    own, over just the indices that it uses; those of the reductions around it become axes too.
 
     Before::
 
@@ -85,8 +85,8 @@ class Outline(Rewrite):
 
 @dataclass(frozen=True)
 class Hoist(Rewrite):
-    """`hoist(def, path, into)`: a part that does not depend on some index is computed once for
-    all values of that index.
+    """`hoist(def, path, into = name, nth = 0)`: a part that does not depend on some index is
+    computed once for all values of that index.
 
     Before::
 

@@ -1,12 +1,13 @@
-"""`distribute` and `regroup`: products go into sums, nested sums change places."""
+"""`distribute`, `join`, `regroup`: products and sums of sums, and sums inside of sums."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from kir.ir import (
+    REDUCTIONS,
     Axis,
     Const,
     Define,
@@ -50,7 +51,7 @@ EXCHANGED = ("sum", "prod", "max", "min", "all", "any")
 
 @dataclass(frozen=True)
 class Distribute(Rewrite):
-    """`distribute(def)`: a product goes into a sum, a sum over an index apart: `factor` undone.
+    """`distribute(def, path = (0))`: a product goes into a sum, a sum of sums apart.
 
     Before::
 
@@ -149,12 +150,89 @@ def _apart(e: Reduce, others: Sequence[Expr], used: set[str]) -> Reduce:
     if not taken:
         return e
 
+    return _renamed(e, taken)
+
+
+def _renamed(e: Reduce, names: Mapping[str, str]) -> Reduce:
+    """The reduction with other names for indices."""
+
     def visit(n: Node) -> Node | None:
-        if isinstance(n, Axis | Var) and n.name in taken:
-            return replace(n, name=taken[n.name])
+        if isinstance(n, Axis | Var) and n.name in names:
+            return replace(n, name=names[n.name])
         return None
 
     return transform(e, visit)
+
+
+@dataclass(frozen=True)
+class Join(Rewrite):
+    """`join(def, path = (0))`: two sums over equal ranges become one; `distribute` undoes it.
+
+    Before::
+
+        y[i: M] = (sum(j: N) x[i, j]) + (sum(k: N) z[k])
+
+    After `join(y)`::
+
+        y[i: M] = sum(j: N) x[i, j] + z[j]
+
+    Of two sums their sum or difference, of two `max` the `max`, and so for `prod`, `min`, `all`
+    and `any`. At `path`, by default the first place. Refused where ranges or conditions differ.
+    """
+
+    name: ClassVar[str] = "join"
+    effect: ClassVar[Effect] = "reassociates"
+    definition: str
+    path: tuple[int, ...] | None = None
+
+    def edit(self, kernel: Kernel) -> Kernel:
+        place = self._place(kernel)
+        new = _joined(place.expr)
+        if new is None:
+            refuse(kernel, "here are no two sums over equal ranges", node=place.expr)
+        return replace_at(kernel, place, new)
+
+    def _place(self, kernel: Kernel) -> Place:
+        stmt = find_define(kernel, self.definition)
+        if self.path is not None:
+            return find_place(kernel, stmt, self.path)
+        for found in places(stmt):
+            if _joined(found.expr) is not None:
+                return found
+        return refuse(kernel, f"there is nothing to join in `{self.definition}`", node=stmt)
+
+    @classmethod
+    def candidates(cls, kernel: Kernel) -> Iterator[Move]:
+        for stmt in statements(kernel.body):
+            if isinstance(stmt, Define):
+                for p in places(stmt):
+                    if _joined(p.expr) is not None:
+                        yield Move(cls.name, (("definition", stmt.name), ("path", p.path)))
+
+    def effect_on(self, kernel: Kernel) -> Effect:
+        e = self._place(kernel).expr
+        ordered = isinstance(e, Op) and e.name not in ("add", "sub", "mul")
+        return "exact" if ordered or not e.dtype.is_float else "reassociates"
+
+
+def _joined(e: Expr) -> Expr | None:
+    """Two reductions by the op that joins them, as one; None where `e` is no such thing."""
+    if not isinstance(e, Op) or len(e.args) != 2:
+        return None
+    a, b = e.args
+    if not (isinstance(a, Reduce) and isinstance(b, Reduce) and a.name == b.name):
+        return None
+    if REDUCTIONS.get(a.name) != ("add" if e.name == "sub" else e.name):
+        return None
+    if len(a.axes) != len(b.axes):
+        return None
+    bound = {x.name for n in walk(a.body) if isinstance(n, Reduce) for x in n.axes}
+    if bound & {x.name for x in a.axes}:
+        return None
+    b = _renamed(b, {y.name: x.name for x, y in zip(a.axes, b.axes, strict=True)})
+    if b.axes != a.axes or b.where != a.where:
+        return None
+    return replace(a, body=op(e.name, a.body, b.body))
 
 
 @dataclass(frozen=True)

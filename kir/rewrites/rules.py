@@ -31,7 +31,7 @@ Bindings = dict[str, Expr]
 
 @dataclass(frozen=True)
 class Rule(Rewrite):
-    """`rule(def, law)`: one law of the table, at `path` or wherever it fits.
+    """`rule(def, law, path = (0), nth = 0)`: one law of the table, at `path` or wherever it fits.
 
     Before::
 
