@@ -316,8 +316,8 @@ def assert_equivalent(
             want: Mapping[str, Any] = (
                 run(a, arrays, dims) if exact else _allowed(a, b, case, arrays, approximates, reals)
             )
-            for stage, errors in approximations:
-                want = _with_errors(want, stage, errors, arrays, dims)
+            for stage, stated in approximations:
+                want = _with_errors(want, stage, stated, arrays, dims)
         except EvaluationError:
             continue  # an index that no bound is known for fell out of range: no valid input
         got = run(b, arrays, {d.name: dims[d.name] for d in b.dims})

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import kir.verify
 from kir.backend import Arrays, Artifact, Backend, Executable, Manifest
 from kir.check import check_kernel
 from kir.dtypes import DTYPES
 from kir.errors import KirError, MissingHardwareError, UsageError, VerificationError
 from kir.generate import CONSTRUCTS
 from kir.interpret import run
-from kir.ir import Kernel, Step
+from kir.ir import Kernel, Module, Schedule, Step
+from kir.report import Report
+from kir.rewrites import REWRITES, Effect
+from kir.rewrites.base import Rewrite
 from kir.specialise import infer_dims
 from kir.syntax import format_kernel, parse, parse_kernel
 from kir.testing import (
@@ -31,7 +34,7 @@ from kir.testing import (
     make_array,
     make_inputs,
 )
-from kir.verify import Report, verify
+from kir.verify import verify
 
 SOFTMAX = """
 kernel softmax[M, N](x: f32[M, N]) -> (y: f32[M, N]) {
@@ -80,8 +83,8 @@ def planted(bug: str) -> Kernel:
 
 def test_spec() -> None:
     report = verify(parse_kernel(SOFTMAX), examples=12)
-    assert [r.name for r in report.rungs] == ["static check", "spec"]
-    assert report.rungs[1].runs == 12 and 0 < report.rungs[1].worst <= 1
+    assert [r.name for r in report.rungs] == ["static", "spec"]
+    assert report.rungs[1].runs == 12 and 0 < (report.rungs[1].worst or 0) <= 1
     assert len(report.shapes) > 5 and not report.degenerate
     assert "no difference found" in report.text()
     assert report.record()["rungs"][1]["verdict"] == "verified"
@@ -107,7 +110,7 @@ def test_graph() -> None:
 
 def test_schedule_alone() -> None:
     report = verify(parse_kernel(SOFTMAX), schedule="none", examples=5)
-    assert [r.name for r in report.rungs] == ["static check", "spec", "schedule"]
+    assert [r.name for r in report.rungs] == ["static", "ring", "spec", "schedule"]
 
 
 def test_cpu() -> None:
@@ -126,31 +129,73 @@ def test_nvidia_is_interpreted_and_compiled() -> None:
 # --- what is wrong is caught -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bug", BUGS)
-def test_a_planted_bug_in_the_schedule_is_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = planted(bug)
-    monkeypatch.setattr(kir.verify, "choose_steps", lambda *_: ())
-    monkeypatch.setattr(kir.verify, "apply_steps", lambda *_: broken)
+@dataclass(frozen=True)
+class Broken(Rewrite):
+    """`broken(bug)`: not the tiled product that it says it makes."""
+
+    name: ClassVar[str] = "broken"
+    effect: ClassVar[Effect] = "exact"
+    bug: str
+
+    def edit(self, kernel: Kernel) -> Kernel:
+        return planted(self.bug)
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REWRITES, "broken", Broken)
     monkeypatch.setattr("kir.check.check_kernel", lambda _: None)  # the static rung sees some
+
+
+def scheduled(bug: str, *after: Step) -> tuple[Kernel, Module]:
+    spec = parse_kernel(MATMUL)
+    return spec, Module((spec, Schedule("bad", "mm", (Step("broken", (bug,)), *after))))
+
+
+SEEN_IN_NUMBERS = ("narrowed accumulator",)
+"""Nothing is rounded in the ring."""
+
+
+@pytest.mark.parametrize("bug", BUGS)
+@pytest.mark.usefixtures("broken")
+def test_a_planted_bug_in_the_schedule_is_caught(bug: str) -> None:
+    spec, module = scheduled(bug)
     with pytest.raises(VerificationError) as e:
-        verify(parse_kernel(MATMUL), schedule="broken", examples=40, path="mm.kir")
+        verify(spec, module=module, schedule="bad", examples=40, path="mm.kir")
     message = str(e.value)
-    assert "is wrong on the rung `schedule`" in message
-    assert format_kernel(broken) in message
-    assert "kir verify mm.kir --kernel mm --schedule broken --examples 40 --seed 0" in message
+    rung = "schedule" if bug in SEEN_IN_NUMBERS else "ring"
+    assert f"is wrong on the rung `{rung}`" in message
+    assert format_kernel(planted(bug)) in message
+    assert "first wrong after step 1, `broken(" in message
+    assert "kir verify mm.kir --kernel mm --schedule bad --examples 40 --seed 0" in message
     assert "inputs `" in message
 
 
-def test_a_failure_is_shrunk_and_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kir.verify, "choose_steps", lambda *_: ())
-    monkeypatch.setattr(kir.verify, "apply_steps", lambda *_: planted("dropped remainder"))
-    monkeypatch.setattr("kir.check.check_kernel", lambda _: None)
+@pytest.mark.usefixtures("broken")
+def test_a_failure_is_shrunk_and_shown_whole() -> None:
+    spec, module = scheduled("dropped remainder")
     with pytest.raises(VerificationError) as e:
-        verify(parse_kernel(MATMUL), schedule="broken", examples=40)
+        verify(spec, module=module, schedule="bad", examples=40)
     message = e.value.message
     found = re.search(r"for K=(\d+), M=(\d+), N=(\d+); inputs `integers`", message)
     assert found is not None and math.prod(map(int, found.groups())) <= 20
-    assert "expected" in message and "within" in message and "x = [[" in message
+    assert "expected #" in message and "x = [[" in message
+
+
+@pytest.mark.usefixtures("broken")
+def test_the_derivation_shrinks_to_the_step_that_is_wrong() -> None:
+    spec = parse_kernel(MATMUL)
+    steps = (
+        Step("rule", ("y", "mul_commute")),
+        Step("broken", ("dropped remainder",)),
+        Step("hint", ("io", "num_warps", 4)),
+    )
+    module = Module((spec, Schedule("bad", "mm", steps)))
+    with pytest.raises(VerificationError) as e:
+        verify(spec, module=module, schedule="bad", examples=40)
+    assert "first wrong after step 2, `broken(" in e.value.message
+    least = re.search(r"schedule least of mm \{\n(.*?)\n\}", e.value.message, re.DOTALL)
+    assert least is not None and least[1].strip() == "broken(dropped remainder)"
 
 
 class Fake(Backend):

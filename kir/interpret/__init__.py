@@ -8,7 +8,7 @@ run_graph(...) and so on       the same for a graph of kernels
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,21 @@ from kir.interpret.arrays import check_inputs
 from kir.interpret.bounded import Bounded, WithBounds
 from kir.interpret.domain import AsWritten, Domain, Value
 from kir.interpret.evaluate import Evaluator
-from kir.interpret.exact import Residues, difference, levels_of, run_graph_ring, run_ring
+from kir.interpret.exact import (
+    Difference,
+    Residues,
+    difference,
+    levels_of,
+    run_graph_ring,
+    run_ring,
+)
 from kir.interpret.rules import OpError
 from kir.ir import Graph, Kernel, Module, Param
 from kir.specialise import infer_dims, specialise
 
 __all__ = [
     "Bounded",
+    "Difference",
     "Residues",
     "difference",
     "levels_of",
@@ -37,6 +45,7 @@ __all__ = [
 ]
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
+KernelOf = Callable[[Kernel, Mapping[str, int]], Kernel]
 
 
 def run(
@@ -73,9 +82,11 @@ def oracle_graph(
     inputs: Arrays,
     dims: Mapping[str, int] | None = None,
     contraction: bool = False,
+    kernel_of: KernelOf | None = None,
 ) -> dict[str, Bounded]:
-    """The oracle of a graph: bounds pass from call to call."""
-    found = run_graph_in(WithBounds(contraction), module, graph, inputs, dims)
+    """The oracle of a graph: bounds pass from call to call. `kernel_of` gives what runs in the
+    place of each call's kernel."""
+    found = run_graph_in(WithBounds(contraction), module, graph, inputs, dims, kernel_of)
     return {p.name: _bounded(found[p.name], p) for p in graph.outputs}
 
 
@@ -109,6 +120,7 @@ def run_graph_in(
     graph: Graph,
     inputs: Arrays,
     dims: Mapping[str, int] | None = None,
+    kernel_of: KernelOf | None = None,
 ) -> dict[str, Value]:
     """Run a graph over any domain of values: what one call leaves in doubt, the next inherits."""
     arrays = check_inputs(graph, inputs)
@@ -117,7 +129,9 @@ def run_graph_in(
     for step in resolve(module, graph, values):
         kernel, call = step.kernel, step.call
         given = {p.name: known[a] for p, a in zip(kernel.inputs, call.args, strict=True)}
-        results = Evaluator(domain, specialise(kernel, step.dims), given).run()
+        running = kernel_of(kernel, step.dims) if kernel_of else kernel
+        left = {d.name: step.dims[d.name] for d in running.dims}
+        results = Evaluator(domain, specialise(running, left), given).run()
         for name, p in zip(call.results, kernel.outputs, strict=True):
             known[name] = results[p.name]
     return {p.name: known[p.name] for p in graph.outputs}
