@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kir.ir import Axis, Buffer, Define, Node, Read, Store, children, kept, vars_of
+from kir.ir import Axis, Buffer, Define, Node, Read, Reduce, Store, children, kept, vars_of
 
 
 @kept
@@ -33,4 +33,10 @@ def tensors_in(node: Node) -> frozenset[str]:
     return frozenset(below.union(*(tensors_in(c) for c in children(node))))
 
 
-__all__ = ["declared_in", "kept", "reads_of", "tensors_in", "vars_of"]
+@kept
+def in_loops(node: Node) -> bool:
+    """Whether there is no definition and no reduction below."""
+    return not isinstance(node, Define | Reduce) and all(in_loops(c) for c in children(node))
+
+
+__all__ = ["declared_in", "in_loops", "kept", "reads_of", "tensors_in", "vars_of"]

@@ -13,6 +13,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn
 
 from kir.errors import RewriteError
@@ -37,7 +38,7 @@ from kir.ir import (
     rebuild,
     walk,
 )
-from kir.memo import declared_in, tensors_in, vars_of
+from kir.memo import declared_in, in_loops, tensors_in, vars_of
 from kir.simplify import simplify
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ def _near(name: str, known: Sequence[str], what: str) -> str:
 def require_loops(kernel: Kernel, body: Iterable[Stmt]) -> None:
     """RewriteError where there are definitions or reductions in `body` still."""
     for stmt in body:
-        for node in walk(stmt):
+        for node in () if in_loops(stmt) else walk(stmt):
             if isinstance(node, Define | Reduce):
                 refuse(
                     kernel,
@@ -254,22 +255,34 @@ def fresh(base: str, used: set[str]) -> str:
     return name
 
 
-def copy_with_fresh_names(body: Block, used: set[str]) -> Block:
-    """A copy of the block whose loops and buffers have new names; `used` grows by these."""
+def copy_with_fresh_names(
+    body: Block, used: set[str], values: Mapping[str, Expr] | None = None
+) -> Block:
+    """A copy of the block whose loops and buffers have new names, which `used` grows by, with
+    `values` in the place of indices."""
     loops = {x.axis.name: fresh(x.axis.name, used) for x in loops_of(body)}
     buffers = {b.name: fresh(b.name, used) for b in buffers_of(body)}
-    return tuple(rename(s, loops, buffers) for s in body)
+    return tuple(rename(s, loops, buffers, values or {}) for s in body)
 
 
-def rename(node: Node, indices: dict[str, str], tensors: dict[str, str]) -> Stmt:
-    """The statement with indices (binders and uses) and tensors renamed."""
+def rename(
+    node: Node,
+    indices: Mapping[str, str],
+    tensors: Mapping[str, str],
+    values: Mapping[str, Expr] = MappingProxyType({}),
+) -> Stmt:
+    """The statement with indices (binders and uses) and tensors renamed, and with `values` in
+    the place of other indices."""
+    moving = {*indices, *values}
 
     def go(n: Node) -> Node:
-        names = vars_of(n) | declared_in(n)
-        if names.isdisjoint(indices) and tensors_in(n).isdisjoint(tensors):
+        names = (vars_of(n), declared_in(n))
+        if all(map(moving.isdisjoint, names)) and tensors_in(n).isdisjoint(tensors):
             return n
         n = rebuild(n, go)
         match n:
+            case Var(name) if name in values:
+                return values[name]
             case Var(name) | Axis(name) if name in indices:
                 return replace(n, name=indices[name])
             case Read(tensor) if tensor in tensors:

@@ -14,7 +14,6 @@ from kir.ir import (
     Stmt,
     const,
     substitute,
-    walk,
 )
 from kir.rewrites.base import (
     Block,
@@ -33,6 +32,7 @@ from kir.rewrites.base import (
     refuse,
     replace_stmt,
     require_loops,
+    statements,
 )
 from kir.rewrites.legality import (
     accesses,
@@ -41,7 +41,7 @@ from kir.rewrites.legality import (
 )
 from kir.rewrites.split import Split, copied_names
 
-UNROLL_LIMIT = 4096
+UNROLL_LIMIT = 1024
 """The most statements `unroll` may make."""
 
 
@@ -148,14 +148,13 @@ class Unroll(Rewrite):
         if extent is None:
             refuse(kernel, f"the extent of `{self.loop}` is not constant", node=loop)
         require_loops(kernel, (loop,))
-        size = sum(isinstance(n, Stmt) for n in walk(loop)) - 1
+        size = sum(1 for _ in statements(loop.body))
         if extent * size > UNROLL_LIMIT:
             refuse(kernel, f"unrolling would make {extent * size} statements", node=loop)
         made: list[Stmt] = []
         for k, body in enumerate(self._copies(kernel, loop, extent)):
             here: dict[str, Expr] = {self.loop: const(k)}
-            where = tuple(substitute(c, here) for c in loop.where)
-            made.extend(guarded(where, tuple(substitute(s, here) for s in body)))
+            made.extend(guarded(tuple(substitute(c, here) for c in loop.where), body))
         return replace_stmt(kernel, loop, made)
 
     @classmethod
@@ -168,15 +167,15 @@ class Unroll(Rewrite):
     def forward(self, before: Kernel, after: Kernel) -> dict[str, tuple[str, ...]]:
         loop = find_loop(before, self.loop)
         copies = self._copies(before, loop, extent_of(loop) or 0)
-        gone: dict[str, tuple[str, ...]] = {self.loop: ()}
-        return gone | copied_names(*copies)
+        return super().forward(before, after) | copied_names(*copies)
 
     def _copies(self, kernel: Kernel, loop: Loop, extent: int) -> list[Block]:
         """The body for each iteration, loops and buffers under names of their own."""
         used = names_in(kernel)
-        return [
-            loop.body if k == 0 else copy_with_fresh_names(loop.body, used) for k in range(extent)
-        ]
+        made = [tuple(substitute(s, {self.loop: const(0)}) for s in loop.body)][:extent]
+        for k in range(1, extent):
+            made.append(copy_with_fresh_names(loop.body, used, {self.loop: const(k)}))
+        return made
 
 
 @dataclass(frozen=True)
