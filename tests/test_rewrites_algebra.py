@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,67 @@ def test_outlining_an_outlined_part_is_refused() -> None:
     assert isinstance(done.body[0], Define)
     with pytest.raises(RewriteError, match="needs no name"):
         make_rewrite(parse_steps("outline(y, (0))")[0]).edit(done)
+
+
+# --- sums of products, nested -------------------------------------------------------------------
+
+FACTORS = ("x[i, {j}]", "x[{j}, i]", "a[i]", "a[{j}]", "b[{k}]", "w[{j}, {k}]", "w[i, {k}]",
+           "f32(2.0)", "f32(bf16(a[{j}] * b[{k}]))", "-b[{k}]", "(a[i] / c[{j}])", "c[i]")  # fmt: skip
+RANGES = ("M", "M where {} <= i", "M where {} > i", "i + 1 where {} < M", "M where {} < K")
+
+
+def nested(seed: int) -> Kernel:
+    """A sum of sums of products, with empty ranges, conditions, casts and divisors."""
+    rng = random.Random(seed)
+
+    def product(j: str, k: str) -> str:
+        parts = [rng.choice(FACTORS).format(j=j, k=k) for _ in range(rng.randint(1, 3))]
+        return " * ".join(parts)
+
+    def total(j: str, k: str) -> str:
+        first = rng.choice(RANGES).format(j)
+        second = rng.choice(("K", f"K where {k} <= {j}", f"K where {k} > 1"))
+        inner = f"(sum({k}: {second}) {product(j, k)})"
+        around = product(j, "K - 1").replace("[K - 1]", "[0]").replace(", K - 1]", ", 0]")
+        outer = f"{inner} * {around}" if rng.random() < 0.6 else f"{around} * {inner}"
+        return f"sum({j}: {first}) {inner if rng.random() < 0.2 else outer}"
+
+    body = f"({total('j', 'k')})"
+    if rng.random() < 0.5:
+        body = f"{rng.choice(('a[i] *', '-', '2.0 +'))} {body}"
+    if rng.random() < 0.5:
+        body = f"{body} {rng.choice('+-')} ({total('j', 'k')})"
+    needs = " where K >= 1" if "0]" in body or rng.random() < 0.5 else ""
+    return parse_kernel(
+        f"""kernel nested[M, K](x: f32[M, M], a: f32[M], b: f32[K], c: f32[M], w: f32[M, K])
+          -> (y: f32[M]){needs} {{ y[i: M] = {body} }}"""
+    )
+
+
+NESTED = ("factor", "distribute", "join", "regroup", "outline", "hoist")
+
+
+def test_nested_sums_meet_every_rewrite() -> None:
+    met = {m.rewrite for seed in range(14) for m in legal_moves(nested(seed), NESTED)}
+    assert met == set(NESTED)
+
+
+@pytest.mark.parametrize("seed", range(14))
+def test_moves_on_nested_sums(seed: int) -> None:
+    spec = nested(seed)
+    check_kernel(spec)
+    for name in NESTED:
+        for move in legal_moves(spec, [name])[:3]:
+            made = make_rewrite(move.step())
+            done = made.apply(spec)
+            check_kernel(done)
+            effect = made.effect_on(spec)
+            assert_equivalent(
+                spec,
+                done,
+                tries=4,
+                approximates=effect == "approximates",
+                reals=effect != "exact",
+                profiles=("integers", "tame") if effect != "exact" else ("tame", "special"),
+            )
+            assert_ring_equal(spec, done, tries=2)
