@@ -34,6 +34,7 @@ from kir.rewrites.pipeline import Pipeline
 from kir.rewrites.precision import AccumulateIn, NarrowStorage
 from kir.rewrites.reduction import ContractFma, ParallelReduce, RFactor
 from kir.rewrites.regroup import Distribute, Join, Regroup
+from kir.rewrites.reuse import Fold, Reuse
 from kir.rewrites.rules import Rule
 from kir.rewrites.split import Split
 from kir.rewrites.split_reduction import SplitK, SplitReduction
@@ -73,6 +74,8 @@ _ALL: tuple[type[Rewrite], ...] = (
     ComputeAt,
     StageOut,
     SetLayout,
+    Reuse,
+    Fold,
     RFactor,
     ParallelReduce,
     SplitReduction,
