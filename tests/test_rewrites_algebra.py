@@ -229,7 +229,8 @@ def test_outlining_an_outlined_part_is_refused() -> None:
 # --- sums of products, nested -------------------------------------------------------------------
 
 FACTORS = ("x[i, {j}]", "x[{j}, i]", "a[i]", "a[{j}]", "b[{k}]", "w[{j}, {k}]", "w[i, {k}]",
-           "f32(2.0)", "f32(bf16(a[{j}] * b[{k}]))", "-b[{k}]", "(a[i] / c[{j}])", "c[i]")  # fmt: skip
+           "f32(2.0)", "f32(bf16(a[{j}] * b[{k}]))", "-b[{k}]", "(a[i] / c[{j}])",
+           "c[i]")  # fmt: skip
 RANGES = ("M", "M where {} <= i", "M where {} > i", "i + 1 where {} < M", "M where {} < K")
 
 
