@@ -1,4 +1,7 @@
-"""Hypothesis strategies for KIR: dims, inputs, whole kernels; and `assert_equivalent`.
+"""Hypothesis strategies for KIR, and what tests assert of kernels and derivations.
+
+    kernels(), inputs(kernel, dims), dims_for(kernel), derivations(kernel)      strategies
+    assert_equivalent(a, b), assert_ring_equal(a, b), assert_derivation(kernel, steps)
 
 Inputs are drawn as a profile and a seed, not element by element: that is fast, shrinks towards
 small integers, and a failure is told in two words. The profiles are in `PROFILES`, tame first.
@@ -17,7 +20,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from kir.dtypes import DType
-from kir.errors import EvaluationError, VerificationError
+from kir.errors import EvaluationError, RewriteError, VerificationError
 from kir.generate import kernels
 from kir.inputs import index_bounds
 from kir.interpret import (
@@ -32,14 +35,19 @@ from kir.interpret import (
 from kir.interpret.bounded import float_limits
 from kir.interpret.exact import Difference
 from kir.interpret.rules import OpError
-from kir.ir import Axis, Const, Dim, Expr, Graph, Kernel, Module, Var, walk
+from kir.ir import Axis, Const, Dim, Expr, Graph, Kernel, Module, Step, Var, walk
+from kir.rewrites import REWRITES, canonical, make_rewrite
 from kir.specialise import bind_defaults, evaluate, input_shapes
+from kir.staged import Staged, stage
+from kir.syntax import format_step
 
 __all__ = [
     "PROFILES",
     "Example",
+    "assert_derivation",
     "assert_equivalent",
     "assert_ring_equal",
+    "derivations",
     "dims_choices",
     "dims_for",
     "examples",
@@ -281,6 +289,43 @@ def examples(
     )
 
 
+# --- derivations -------------------------------------------------------------------------------
+
+
+@st.composite
+def derivations(
+    draw: st.DrawFn,
+    kernel: Kernel,
+    most: int = 6,
+    names: Sequence[str] | None = None,
+    start: Sequence[Step] = (),
+) -> tuple[Step, ...]:
+    """Legal derivations of a kernel: at most `most` steps after those of `start`, by the rewrites
+    in `names` (all of them). They shrink to fewer steps and to earlier moves.
+
+    A rewrite is drawn, then one of its `candidates`, then a value for each parameter left open;
+    what is refused is left out.
+    """
+    steps, here = list(start), kernel
+    for step in start:
+        here = make_rewrite(step).apply(here)
+    table = list(REWRITES if names is None else names)
+    for _ in range(draw(st.integers(0, most))):
+        name = draw(st.sampled_from(table))
+        moves = list(itertools.islice(REWRITES[name].candidates(here), CANDIDATES))
+        if not moves:
+            continue
+        move = draw(st.sampled_from(moves))
+        chosen = {n: draw(st.sampled_from(domain.tries)) for n, domain in move.domains}
+        step = move.step(**chosen)
+        try:
+            here = make_rewrite(step).apply(here)
+        except RewriteError:
+            continue
+        steps.append(canonical(step))
+    return tuple(steps)
+
+
 # --- equivalence -------------------------------------------------------------------------------
 
 
@@ -349,7 +394,8 @@ def _allowed(
     wanted = oracle(a, arrays, dims, contraction=approximates)
     if not approximates and not reals:
         return wanted
-    own = oracle(b, arrays, {d.name: dims[d.name] for d in b.dims}, contraction=approximates)
+    here = {d.name: dims[d.name] for d in b.dims}
+    own = oracle(b, arrays, here, contraction=approximates, loose=approximates)
     overflows = case.profile in ("wide", "special")
     return {n: _looser(w, own[n], reals, overflows) for n, w in wanted.items()}
 
@@ -379,6 +425,8 @@ def _looser(wanted: Bounded, own: Bounded, reals: bool, overflows: bool) -> Boun
 
 RING_WORK = 1 << 12
 """Most points that an example for the ring has: a wrong element shows in small shapes, too."""
+CANDIDATES = 300
+"""Moves of one rewrite that `derivations` chooses among."""
 
 
 def assert_ring_equal(
@@ -414,6 +462,61 @@ def assert_ring_equal(
                     kernel=b,
                 )
     return unsure
+
+
+def assert_derivation(
+    kernel: Kernel, steps: Sequence[Step], tries: int = 8, seed: int = 0
+) -> Staged:
+    """Check that a derivation keeps the meaning of a kernel whose parameters are bound: bit for bit
+    in the ring, but for steps that approximate and are not exact there; and in numbers, within what
+    the oracle allows the spec, or, where a derivation is not exact, its result.
+
+    Gives the stages, with the steps that the ring had to skip (`excused`). Raises
+    VerificationError, and RewriteError where a step is refused.
+    """
+    made = stage(kernel, steps)
+    rng = np.random.default_rng(seed)
+    choices = dims_choices(kernel, (made.kernel,), seed=seed)
+    small = [c for c in choices if math.prod(max(n, 1) for n in c.values()) <= RING_WORK]
+    choices = small or choices[:FEWEST]
+    for n in range(tries):
+        dims = choices[int(rng.integers(len(choices)))]
+        case = Example(tuple(dims.items()), PROFILES[n % len(PROFILES)], n)
+        arrays = make_inputs(kernel, dims, case.profile, case.seed)
+        try:
+            wanted: Mapping[str, Bounded] = oracle(kernel, arrays, dims)
+        except EvaluationError:
+            continue  # no valid input, as above
+        _assert_staged(made, case, arrays, wanted)
+    return made
+
+
+def _assert_staged(
+    made: Staged, case: Example, arrays: Mapping[str, Array], wanted: Mapping[str, Bounded]
+) -> None:
+    dims, after = dict(case.dims), made.kernel
+    found = made.in_ring(arrays, dims, case.seed)
+    if found.wrong is not None:
+        name, wrong = next((n, d) for n, d in found.wrong.items() if d.wrong.any())
+        step = format_step(made.stages[found.step][0])
+        raise VerificationError(
+            f"`{made.spec.name}` differs in the ring after step {found.step + 1}, `{step}`, in "
+            f"`{name}` for {case}:\n"
+            + describe_residues(found.wanted[name], found.got[name], wrong),
+            kernel=after,
+        )
+    got = run(after, arrays, {d.name: dims[d.name] for d in after.dims})
+    if all(b.accepts(got[n]).all() for n, b in wanted.items()):
+        return
+    wanted = made.allowed(arrays, dims, case.profile in ("wide", "special")) or wanted
+    for name, bounded in wanted.items():
+        errors = bounded.errors(got[name])
+        if not bounded.accepts(got[name]).all():
+            raise VerificationError(
+                f"`{made.spec.name}` is wrong after its derivation, in `{name}` for {case}:\n"
+                + describe_difference(bounded, got[name], errors),
+                kernel=after,
+            )
 
 
 def describe_residues(expected: Residues, got: Residues, found: Difference) -> str:

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kir.errors import InputDataError, KirError, RewriteError, VerificationError
 from kir.interpret import run
@@ -21,7 +23,14 @@ from kir.shrink import shrink
 from kir.staged import Staged, stage
 from kir.subject import Subject
 from kir.syntax import parse, parse_kernel
-from kir.testing import Example, assert_equivalent, assert_ring_equal, make_inputs
+from kir.testing import (
+    Example,
+    assert_derivation,
+    assert_equivalent,
+    assert_ring_equal,
+    derivations,
+    make_inputs,
+)
 from kir.verify import replay, verify
 
 SUM = "kernel total[M, N](x: f32[M, N]) -> (y: f32[M]) { y[i: M] = sum(j: N) x[i, j] * 0.1 }"
@@ -320,3 +329,33 @@ def test_assert_ring_equal() -> None:
     assert assert_ring_equal(spec, parse_kernel(WRONG["half"])) == 0
     with pytest.raises(VerificationError):
         assert_equivalent(spec, parse_kernel(WRONG["half"]))
+
+
+def test_assert_derivation() -> None:
+    spec = parse_kernel(SUM)
+    assert assert_derivation(spec, LOOPS).excused == set()
+    assert assert_derivation(spec, (Step("swap_near", ("half",)), *LOOPS)).excused == set()
+    with pytest.raises(VerificationError, match="in the ring after step 2, `swap_exact"):
+        assert_derivation(spec, (LOOPS[0], Step("swap_exact", ("last",)), LOOPS[0]))
+    with pytest.raises(VerificationError, match="wrong after its derivation"):
+        assert_derivation(spec, (Step("swap_exact", ("half",)),))
+
+
+@settings(max_examples=8)
+@given(st.data())
+def test_random_derivations_of_softmax_keep_its_meaning(data: st.DataObject) -> None:
+    spec = parse_kernel(SOFTMAX)
+    names = [n for n in REWRITES if not n.startswith("swap_")]
+    steps = data.draw(derivations(spec, most=5, names=names, start=[Step("loops")]))
+    assert steps[0] == Step("loops") and len(steps) <= 6
+    assert_derivation(spec, steps, tries=3)
+
+
+SOFTMAX = """
+kernel softmax[M, N](x: f32[M, N]) -> (y: f32[M, N]) {
+  m[i: M]       = max(j: N) x[i, j]
+  e[i: M, j: N] = exp(x[i, j] - m[i])
+  s[i: M]       = sum(j: N) e[i, j]
+  y[i: M, j: N] = e[i, j] / s[i]
+}
+"""
