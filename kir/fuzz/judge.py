@@ -141,10 +141,13 @@ def loosened(prepared: Prepared, variant: Variant) -> dict[str, Bounded]:
     asked where these laws do not hold: where either is not finite."""
     dims, inputs = prepared.dims, prepared.inputs
 
-    def bounds(kernel: Kernel, errors: Mapping[str, OpError] | None) -> dict[str, Bounded]:
-        return oracle(kernel, inputs, {d.name: dims[d.name] for d in kernel.dims}, True, errors)
+    def bounds(
+        kernel: Kernel, errors: Mapping[str, OpError] | None, loose: bool = False
+    ) -> dict[str, Bounded]:
+        here = {d.name: dims[d.name] for d in kernel.dims}
+        return oracle(kernel, inputs, here, True, errors, loose)
 
-    own = bounds(variant.kernel, None)
+    own = bounds(variant.kernel, None, variant.effect == "approximates")
     more = [bounds(kernel, errors) for kernel, errors in variant.approximations]
     made = {}
     for name, b in prepared.fused().items():

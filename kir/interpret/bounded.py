@@ -100,6 +100,20 @@ class WithBounds(Domain):
     contraction: bool = False
     errors: Mapping[str, OpError] = field(default_factory=dict)
     """Of ops that something else stands in for."""
+    loose: bool = False
+    """Whether nothing is said of what leaves the range of a type narrower than f32 on its way: a
+    rewrite chose that type, and the spec need not overflow there."""
+
+    def kept(self, found: Value, dtype: DType, *operands: Array) -> Value:
+        """`found`, without a bound where it left the range of a narrow type."""
+        if not self.loose or not dtype.is_float or dtype.bits >= 32:
+            return found
+        v, e = found
+        left = ~np.isfinite(v)
+        for a in operands:
+            ends = np.isinf(a) & np.isnan(v) if dtype == f8e4m3 else np.zeros((), np.bool_)
+            left = left & (np.isfinite(a) | ends)
+        return v, np.where(left, np.inf, e)
 
     def lift(self, array: Array, dtype: DType) -> Value:
         return _wide(np.asarray(array, dtype.numpy), dtype), EXACT
@@ -116,14 +130,15 @@ class WithBounds(Domain):
                 if self.contraction and name == "mul":
                     made = np.isfinite(args[0][0]) & np.isfinite(args[1][0]) & ~np.isfinite(v)
                     e = np.where(made, np.inf, e)
-                return v, e
+                return self.kept((v, e), dtype, *(a[0] for a in args))
             if dtype.is_bool and dtypes[0].is_float:
                 return _compare(name, args)
             return _exact_op(name, args, dtype)
 
     def cast(self, value: Value, source: DType, dtype: DType) -> Value:
         with np.errstate(all="ignore"):
-            return _cast(value, source, dtype)
+            found = _cast(value, source, dtype)
+            return self.kept(found, dtype, value[0]) if source.is_float else found
 
     def bitcast(self, value: Value, source: DType, dtype: DType) -> Value:
         v, e = value
@@ -140,7 +155,8 @@ class WithBounds(Domain):
         if e.ndim:
             e = np.broadcast_to(e, v.shape).reshape(flat.shape)
         with np.errstate(all="ignore"):
-            return _combine(op, flat, e, max(count - 1, 0), dtype)
+            found = _combine(op, flat, e, max(count - 1, 0), dtype)
+            return self.kept(found, dtype, _all_finite(flat))
 
     def accumulate(self, op: str, start: Value, terms: Value, dtype: DType) -> Value:
         t, te = terms
@@ -149,7 +165,8 @@ class WithBounds(Domain):
         every = np.concatenate([np.broadcast_to(start[0], (1, *shape)), _spread(t, n, shape)])
         bounds = np.concatenate([np.broadcast_to(start[1], (1, *shape)), _spread(te, n, shape)])
         with np.errstate(all="ignore"):
-            return _combine(op, every, bounds, n, dtype)
+            found = _combine(op, every, bounds, n, dtype)
+            return self.kept(found, dtype, _all_finite(every))
 
     def contract(
         self,
@@ -205,6 +222,13 @@ class WithBounds(Domain):
 
     def unknown(self, value: Value, where: Array) -> Value:
         return value[0], np.where(where, np.inf, value[1])
+
+
+def _all_finite(terms: Array) -> Array:
+    """0 where all along the first axis are finite, else NaN."""
+    if terms.dtype.kind != "f":
+        return np.zeros(terms.shape[1:])
+    return np.where(np.isfinite(terms).all(axis=0), 0.0, np.nan)
 
 
 def _wide(array: Array, dtype: DType) -> Array:
