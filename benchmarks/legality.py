@@ -26,6 +26,7 @@ from kir.ir import Kernel, Node, Step, rebuild
 from kir.pipeline import Target, choose_steps
 from kir.rewrites import REWRITES, make_rewrite, refusal
 from kir.rewrites.base import statements
+from kir.specialise import specialise
 from kir.syntax import load, parse
 
 
@@ -113,6 +114,7 @@ def main() -> None:
     given = parser.parse_args()
     module = parse(load(given.kernel))
     kernel = next(iter(module.kernels().values()))
+    kernel = specialise(kernel, {d.name: d.default for d in kernel.dims if d.default is not None})
     start = time.thread_time()
     if given.schedule in module.schedules():
         steps = choose_steps(kernel, Target("cpu"), given.schedule, module)
