@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from kir.derivation import replay
 from kir.errors import VerificationError
 from kir.interpret import run
-from kir.ir import Const, If, Kernel, Module, Op, Store, transform, walk
+from kir.ir import Const, If, Kernel, Module, Op, Read, Store, transform, walk
 from kir.rewrites import apply_step, legal_moves, make_rewrite
 from kir.rewrites.online import Online
 from kir.syntax import load, parse, parse_kernel, parse_steps
 from kir.testing import assert_ring_equal
 
 FOLDER = Path(__file__).parent / "rewrites"
-FILES = ("online", "online_attention", "online_factors", "online_masks")
+FILES = ("online", "online_attention", "online_factors", "online_masks", "online_variance")
 
 
 def module(name: str) -> Module:
@@ -66,8 +66,9 @@ def test_every_correction_is_needed(file: str, name: str) -> None:
 
 
 def is_correction(s: Store) -> bool:
-    return s.op == "mul" or (isinstance(s.value, Op) and s.value.name == "div" and s.op is None
-                             and s.target.endswith("_acc"))  # fmt: skip
+    divided = isinstance(s.value, Op) and s.value.name == "div" and s.target.endswith("_acc")
+    steps = [n for n in walk(s.value) if isinstance(n, Read) and n.tensor.endswith("_step")]
+    return s.op == "mul" or (divided and s.op is None) or (bool(steps) and s.op == "add")
 
 
 def without(kernel: Kernel, correction: Store) -> Kernel:
@@ -150,6 +151,15 @@ def test_a_block_of_nothing_but_minus_infinity_leaves_no_trace() -> None:
     got = run(made, inputs, {"N": 6, "D": 1})
     assert got["m"] == 3.0
     np.testing.assert_allclose(got["s"], 1 + math.exp(-4.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["good_variance", "good_blocks"])
+def test_a_variance_far_from_0_keeps_its_digits(name: str) -> None:
+    """The sum of squares minus the square of the sum would lose them all."""
+    _, made = derived("online_variance", name)
+    x = (4096.0 + np.random.default_rng(1).normal(size=(2, 101))).astype(np.float32)
+    got = run(made, {"x": x, "y": x}, {"M": 2, "N": 101})["var"]
+    np.testing.assert_allclose(got, x.astype(np.float64).var(axis=1), rtol=1e-3)
 
 
 # --- what it says of itself --------------------------------------------------------------------

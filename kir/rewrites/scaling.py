@@ -98,6 +98,8 @@ class Scaling:
     invariant: Callable[[Expr], bool]
     refuse: Refuse
     scales: dict[str, Scale] = field(default_factory=dict)
+    distances: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Temporaries that hold distances from a mean: the sum that it is of, and the sign."""
     unscaled: set[str] = field(default_factory=set)
     """Tensors that were read as values of no scale."""
     narrowed: bool = False
@@ -105,11 +107,8 @@ class Scaling:
 
     def depends(self, e: Node) -> bool:
         """Whether an expression reads a scalar, directly or through temporaries."""
-        return any(
-            isinstance(n, Read)
-            and (n.tensor in self.scalars or n.tensor in self.values or n.tensor in self.scales)
-            for n in walk(e)
-        )
+        known = (self.scalars, self.values, self.scales, self.distances)
+        return any(isinstance(n, Read) and any(n.tensor in k for k in known) for n in walk(e))
 
     def plain(self, e: Expr, what: str) -> Expr:
         """`e`, which must not depend on a scalar."""
@@ -126,6 +125,8 @@ class Scaling:
             for n in walk(self.values[read.tensor][1]):
                 if isinstance(n, Read) and self.depends(n):
                     return self._origin(n)
+        if read.tensor in self.distances:
+            return self.distances[read.tensor][0]
         if read.tensor in self.scales:
             scale = self.scales[read.tensor]
             names = sorted({e.scalar for e, _ in scale.exponents} | {n for n, _ in scale.powers})
@@ -187,6 +188,8 @@ class Scaling:
     def _read(self, e: Read) -> tuple[Scale, Expr]:
         if e.tensor in self.scales:
             return self.scales[e.tensor], e
+        if e.tensor in self.distances:
+            self.refuse("of distances from a mean, only products of two are corrected", e)
         inner = self._value(e)
         if inner is not None:
             return self.of(inner)
@@ -234,7 +237,7 @@ class Scaling:
             if isinstance(e, Op) and e.name in ("mul", "div", "add", "sub", "neg"):
                 return self._linear(e) or (_Affine(), e)
             return _Affine(), e
-        if isinstance(e, Read) and e.tensor not in self.scales:
+        if isinstance(e, Read) and not {e.tensor} & (self.scales.keys() | self.distances.keys()):
             inner = self._value(e)
             if inner is not None:
                 return self._affine(inner)
