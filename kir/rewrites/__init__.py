@@ -17,6 +17,7 @@ from kir.errors import RewriteError, ScheduleError
 from kir.ir import Kernel, Step, StepArg
 from kir.rewrites.algebra import Factor
 from kir.rewrites.base import EFFECTS, Choice, Domain, Effect, Move, Rewrite, Whole
+from kir.rewrites.carry import Carry
 from kir.rewrites.compute import ComputeAt
 from kir.rewrites.cse import Cse
 from kir.rewrites.fast import Fast
@@ -76,6 +77,7 @@ _ALL: tuple[type[Rewrite], ...] = (
     SetLayout,
     Reuse,
     Fold,
+    Carry,
     RFactor,
     ParallelReduce,
     SplitReduction,
