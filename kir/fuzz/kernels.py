@@ -269,6 +269,10 @@ class Maker(Expressions):
         self.body.append(store)
         return name
 
+    def updated(self) -> DType:
+        """The dtype of what is updated: bools often enough to meet their updates."""
+        return bool_ if self.chance(10) else self.dtype()
+
     def update_of(self, dtype: DType) -> str:
         if dtype.is_bool:
             return self.pick(("and", "or"))
@@ -290,7 +294,7 @@ class Maker(Expressions):
         outer: Scope = (axis_index(row),)
         inner_axis = Axis(self.name(outer), column)
         scope = (*outer, axis_index(inner_axis))
-        dtype = self.dtype()
+        dtype = self.updated()
         change = self.update_of(dtype)
         start = identity(change, dtype) if self.chance(60) else self.constant(dtype)
         acc = self.fresh()
@@ -358,7 +362,7 @@ class Maker(Expressions):
         """Updates at indices that are read from an input."""
         over, extent = Axis(self.name(()), self.pick(self.extents)), self.pick(self.extents)
         scope: Scope = (axis_index(over),)
-        dtype = self.dtype()
+        dtype = self.updated()
         shape: tuple[Expr, ...] = (extent,)
         loops = [over]
         at: tuple[Expr, ...] = (self.place(extent, over),)
@@ -374,7 +378,7 @@ class Maker(Expressions):
     def updates(self) -> None:
         """Updates of one tensor under masks and guards that depend on data."""
         axes, scope = self.axes(1, 2)
-        dtype = self.dtype()
+        dtype = self.updated()
         shape = tuple(a.extent for a in axes)
         name = self.filled(dtype, shape)
         at = tuple(Var(a.name) for a in axes)
