@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from kir.dtypes import DTYPES, FLOATS, DType
+from kir.dtypes import DTYPES, FLOATS, DType, f8e4m3
 from kir.interpret.contract import widens
 from kir.ir import (
     REDUCTIONS,
@@ -255,6 +255,12 @@ class AccumulateIn(Rewrite):
             refuse(kernel, f"`{self.target}` is no reduction", node=known[0])
         for r in found:
             self._converts(kernel, r.body.dtype, dtype, r)
+            if not _keeps_identity(REDUCTIONS[r.name], r.body.dtype, dtype):
+                refuse(
+                    kernel,
+                    f"a `{r.name}` over nothing would not be the same in {dtype}",
+                    node=r,
+                )
 
         def visit(n: Node) -> Node | None:
             if isinstance(n, Reduce) and n.name in REDUCTIONS and not n.body.dtype.is_bool:
@@ -316,12 +322,19 @@ class AccumulateIn(Rewrite):
                         b.init is None or _start(b, u[0].op or "", t) is not None
                     ),
                 )
-        seen: dict[str, list[DType]] = {}
+        seen: dict[str, list[tuple[str, DType]]] = {}
         for s, _ in valued(kernel):
-            seen.setdefault(name_of(s), []).extend(r.body.dtype for r in _reductions(s))
-        for name, dtypes in seen.items():
-            if dtypes and len(set(dtypes)) == 1:
-                yield from cls._move(name, dtypes[0], lambda t: True)
+            found = ((REDUCTIONS[r.name], r.body.dtype) for r in _reductions(s))
+            seen.setdefault(name_of(s), []).extend(found)
+        for name, kinds in seen.items():
+            if len({old for _, old in kinds}) == 1:
+                yield from cls._move(
+                    name,
+                    kinds[0][1],
+                    lambda t, kinds=kinds: all(  # type: ignore[misc]
+                        _keeps_identity(update, old, t) for update, old in kinds
+                    ),
+                )
 
     @classmethod
     def _move(cls, name: str, old: DType, holds: Callable[[DType], bool]) -> Iterator[Move]:
@@ -377,8 +390,16 @@ def _start(acc: Buffer, update: str, dtype: DType) -> Expr | None:
     """The first value of an accumulator in another type, None where that does not hold it."""
     if acc.init is None or not isinstance(acc.init, Const):
         return None if acc.init is None else converted(acc.init, dtype)
-    if acc.init == identity(update, acc.type):
-        return identity(update, dtype)
     if acc.type.is_integer:
         return Const(acc.init.value, dtype)
+    if acc.init == identity(update, acc.type) and _keeps_identity(update, acc.type, dtype):
+        return identity(update, dtype)
     return rounded(acc.init, dtype)
+
+
+def _keeps_identity(update: str, old: DType, new: DType) -> bool:
+    """Whether an empty reduction in `new`, converted back, is that in `old`: the least integer of
+    a wider type is not, nor what stands for an infinity in f8e4m3."""
+    if update not in ("max", "min"):
+        return True
+    return old.is_float and (old == f8e4m3) == (new == f8e4m3)
