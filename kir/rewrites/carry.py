@@ -6,7 +6,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, NoReturn
 
-from kir.ir import Buffer, Const, Expr, Kernel, Loop, Read, Store, Var, const, transform, walk
+from kir.ir import (
+    Buffer,
+    Const,
+    Expr,
+    If,
+    Kernel,
+    Loop,
+    Read,
+    Store,
+    Var,
+    const,
+    transform,
+    walk,
+)
 from kir.ops import op
 from kir.rewrites.base import (
     Block,
@@ -48,7 +61,8 @@ class Carry(Rewrite):
 
     The slice before the first is what the reads are filled with, a constant. Refused unless one
     store makes the slice, which reads of the last one just the element that it overwrites; what
-    reads the new slice must follow it in the loop. (`fold` keeps several slices.)
+    reads the new slice must follow it in the loop. An init must be that constant too, and each
+    iteration store the same elements. (`fold` keeps several slices.)
     """
 
     name: ClassVar[str] = "carry"
@@ -79,12 +93,12 @@ class Carry(Rewrite):
 
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:
-        """Every buffer without an init that a loop beside it stores to by its index."""
+        """Every buffer that a loop beside it stores to by its index."""
         for b in buffers_of(kernel.body):
             block = after(block_of(kernel.body, b), b)
             for loop in loops_of(s for s in block if isinstance(s, Loop)):
                 stores = (u for u in uses_of(b.name, (loop,)) if u.access.op == "write")
-                if b.init is None and any(Var(loop.axis.name) in u.access.indices for u in stores):
+                if any(Var(loop.axis.name) in u.access.indices for u in stores):
                     yield Move(cls.name, (("buffer", b.name), ("loop", loop.axis.name)))
 
     def _checked(
@@ -93,7 +107,7 @@ class Carry(Rewrite):
         """The dim that goes, and what the slice before the first holds."""
         uses = uses_of(self.buffer, rest)
         stores = [u for u in uses if u.access.op != "read"]
-        if len(stores) != 1 or stores[0].access.op != "write" or buffer.init is not None:
+        if len(stores) != 1 or stores[0].access.op != "write":
             self._refuse(kernel, buffer, "it is not made by one store")
         store = stores[0]
         dims = [d for d, e in enumerate(store.access.indices) if e == Var(self.loop)]
@@ -123,6 +137,8 @@ class Carry(Rewrite):
         if not fills:
             self._refuse(kernel, buffer, "no iteration reads the slice before; `contract` it")
         assert isinstance(fills[0], Const)
+        if buffer.init is not None and (buffer.init != fills[0] or not _steady(store, loop)):
+            self._refuse(kernel, buffer, "what its init sets may be read")
         return dim, fills[0]
 
     def _last(self, kernel: Kernel, use: Use, store: Use, dim: int) -> Const:
@@ -151,6 +167,14 @@ class Carry(Rewrite):
     def _refuse(self, kernel: Kernel, node: object, why: str) -> NoReturn:
         assert isinstance(node, Buffer | Store | Read)
         refuse(kernel, f"`{self.buffer}` needs more than its last slice: {why}", node=node)
+
+
+def _steady(store: Use, loop: Loop) -> bool:
+    """Whether each iteration of `loop` stores the same elements: the rest keeps the init."""
+    heads: list[Expr] = list(loop.where)
+    for s in store.around[1:]:
+        heads += [s.condition] if isinstance(s, If) else [s.axis.extent, *s.where]
+    return not any(isinstance(n, Read) or n == Var(loop.axis.name) for e in heads for n in walk(e))
 
 
 def _others(use: Use, dim: int) -> tuple[Expr, ...]:
