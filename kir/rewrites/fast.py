@@ -64,7 +64,8 @@ class Form:
     domain: str = "everywhere"
     dtypes: tuple[DType, ...] = (f32, f64)
     lawful: bool = False
-    """Equal in the real numbers, so that the oracle of the new kernel knows the error."""
+    """Equal in the reals by laws that hold in the ring, too; the oracle of the new kernel then
+    knows the error."""
 
 
 def _c(value: float, like: Expr) -> Const:
@@ -200,7 +201,7 @@ _ALL = (
     Form("rsqrt", "newton", _rsqrt_newton, _relative(6.0), "relative 6 u",
          dtypes=(f32,)),
     Form("sqrt", "rsqrt", _sqrt_rsqrt, _relative(12.0), "relative 12 u",
-         domain="for normal x", lawful=True),
+         domain="for normal x"),
     Form("div", "recip", _div_recip, _relative(10.0), "relative 10 u",
          domain="where the divisor and its reciprocal are normal", lawful=True),
 )  # fmt: skip
