@@ -10,15 +10,13 @@ from kir.ir import (
     Axis,
     Define,
     Expr,
-    If,
     Kernel,
-    Loop,
     Node,
     Read,
     Reduce,
-    Stmt,
     Store,
     Var,
+    children,
     const,
     rebuild,
     substitute,
@@ -27,17 +25,16 @@ from kir.ir import (
 )
 from kir.ops import identity, op
 from kir.rewrites.base import (
-    Block,
     Effect,
     Move,
     Rewrite,
     fresh,
-    map_blocks,
     names_in,
     refuse,
+    replace_stmt,
     statements,
 )
-from kir.rewrites.places import find_define
+from kir.rewrites.places import find_define, reads_of, replace_reads, tensors_read
 
 
 @dataclass(frozen=True)
@@ -64,25 +61,20 @@ class Inline(Rewrite):
 
     def edit(self, kernel: Kernel) -> Kernel:
         target = find_define(kernel, self.definition)
-        reads = [
-            n
-            for s in kernel.body
-            for n in walk(s)
-            if isinstance(n, Read) and n.tensor == self.definition
-        ]
+        reads = [n for s in kernel.body for n in reads_of(s, self.definition)]
         self._check(kernel, target, reads)
         used = names_in(kernel)
 
-        def block(body: Block) -> Block:
-            kept = tuple(s for s in body if s is not target)
-            return tuple(self._into(s, target, used) for s in kept)
+        def new(read: Read) -> Expr:
+            return _expanded(read, target, used)
 
-        return replace(kernel, body=map_blocks(kernel.body, block))
+        body = replace_stmt(kernel, target, ()).body
+        return replace(kernel, body=tuple(replace_reads(s, self.definition, new) for s in body))
 
     def _check(self, kernel: Kernel, target: Define, reads: list[Read]) -> None:
         if any(p.name == self.definition for p in kernel.outputs):
             refuse(kernel, f"`{self.definition}` is an output", node=target)
-        inside = [n.tensor for n in walk(target) if isinstance(n, Read)]
+        inside = tensors_read(target)
         if self.definition in inside:
             refuse(kernel, f"`{self.definition}` reads its own earlier slices", node=target)
         for s in statements(kernel.body):
@@ -114,10 +106,9 @@ class Inline(Rewrite):
         ]
         if not all(isinstance(e, Var) for e in moving) or len(set(moving)) != len(moving):
             refuse(kernel, "a definition that reduces is read by plain indices", node=reads[0])
-        for s in kernel.body:
-            for n in walk(s):
-                if isinstance(n, Reduce) and any(r is reads[0] for r in walk(n)):
-                    refuse(kernel, "it would be reduced again in every step", node=n)
+        for n in _above(kernel, self.definition):
+            if isinstance(n, Reduce):
+                refuse(kernel, "it would be reduced again in every step", node=n)
 
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:
@@ -126,19 +117,6 @@ class Inline(Rewrite):
         for name in dict.fromkeys(names):
             if name not in outputs:
                 yield Move(cls.name, (("definition", name),))
-
-    def _into(self, stmt: Stmt, target: Define, used: set[str]) -> Stmt:
-        def visit(n: Node) -> Node | None:
-            if isinstance(n, Read) and n.tensor == self.definition:
-                return _expanded(n, target, used)
-            return None
-
-        if isinstance(stmt, Loop):  # the body was done on the way in
-            where = tuple(transform(c, visit) for c in stmt.where)
-            return replace(stmt, where=where)
-        if isinstance(stmt, If):
-            return replace(stmt, condition=transform(stmt.condition, visit))
-        return transform(stmt, visit)
 
 
 @dataclass(frozen=True)
@@ -165,10 +143,19 @@ class Recompute(Inline):
     effect: ClassVar[Effect] = "exact"
 
     def _check_reduction(self, kernel: Kernel, target: Define, reads: list[Read]) -> None:
-        for s in kernel.body:
-            for n in walk(s):
-                if isinstance(n, Axis) and any(r is x for r in reads for x in walk(n)):
-                    refuse(kernel, "a reduction cannot give an extent", node=n)
+        for n in _above(kernel, self.definition):
+            if isinstance(n, Axis):
+                refuse(kernel, "a reduction cannot give an extent", node=n)
+
+
+def _above(kernel: Kernel, tensor: str) -> Iterator[Node]:
+    """Every node in or above a read of a tensor."""
+    stack: list[Node] = list(reversed(kernel.body))
+    while stack:
+        node = stack.pop()
+        if tensor in tensors_read(node):
+            yield node
+            stack.extend(reversed(list(children(node))))
 
 
 def _expanded(read: Read, target: Define, used: set[str]) -> Expr:

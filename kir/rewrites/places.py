@@ -7,8 +7,9 @@ orders them (of a reduction: its axes, its conditions, then its body).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from kir.analysis import model_of
 from kir.analysis.cover import escape, reads_data
@@ -30,6 +31,7 @@ from kir.ir import (
     Var,
     children,
     const,
+    kept,
     rebuild,
     substitute,
     walk,
@@ -40,6 +42,7 @@ from kir.simplify import simplify
 
 Path = tuple[int, ...]
 Valued = Define | Store
+N = TypeVar("N", bound=Node)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,34 @@ class Place:
         """The indices in scope here that the statement binds: its own, then the reductions'."""
         own = self.stmt.axes if isinstance(self.stmt, Define) else ()
         return (*own, *(a for r in self.reductions for a in r.axes))
+
+
+@kept
+def tensors_read(node: Node) -> frozenset[str]:
+    """The tensors that are read in or below a node."""
+    below = frozenset[str]().union(*(tensors_read(c) for c in children(node)))
+    return below | {node.tensor} if isinstance(node, Read) else below
+
+
+def reads_of(node: Node, tensor: str) -> Iterator[Read]:
+    """Every read of a tensor, in the order of the text."""
+    if tensor in tensors_read(node):
+        if isinstance(node, Read) and node.tensor == tensor:
+            yield node
+        for child in children(node):
+            yield from reads_of(child, tensor)
+
+
+def replace_reads(node: N, tensor: str, new: Callable[[Read], Expr]) -> N:
+    """`node` with every read of a tensor replaced, those inside of others first."""
+
+    def go(n: Node) -> Node:
+        if tensor not in tensors_read(n):
+            return n
+        n = rebuild(n, go)
+        return new(n) if isinstance(n, Read) and n.tensor == tensor else n
+
+    return go(node)  # type: ignore[return-value]
 
 
 # --- finding -----------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from kir.ir import Define, Kernel, Node, Read, transform
-from kir.rewrites.base import Choice, Effect, Move, Rewrite, refuse, statements
-from kir.rewrites.places import find_define
+from kir.ir import Define, Kernel, Read
+from kir.rewrites.base import Choice, Effect, Move, Rewrite, refuse, replace_stmt, statements
+from kir.rewrites.places import find_define, replace_reads
 
 LISTED = 5
 """Of definitions with more dims, only swaps of neighbours are offered; they make all orders."""
@@ -52,14 +52,13 @@ class Transpose(Rewrite):
         if self.order == tuple(range(rank)):
             refuse(kernel, "this is the order they have", node=target)
 
-        def visit(n: Node) -> Node | None:
-            if isinstance(n, Read) and n.tensor == self.definition:
-                return replace(n, indices=tuple(n.indices[k] for k in self.order))
-            if isinstance(n, Define) and n.name == self.definition:
-                return replace(n, dims=tuple(n.dims[k] for k in self.order))
-            return None
+        def new(read: Read) -> Read:
+            return replace(read, indices=tuple(read.indices[k] for k in self.order))
 
-        return replace(kernel, body=tuple(transform(s, visit) for s in kernel.body))
+        dims = tuple(target.dims[k] for k in self.order)
+        turned = replace_stmt(kernel, target, (replace(target, dims=dims),))
+        body = tuple(replace_reads(s, self.definition, new) for s in turned.body)
+        return replace(kernel, body=body)
 
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:
