@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from kir.ir import Const, Expr, If, Loop, Node, Op, Read, Stmt, Store, Var, substitute, walk
+from kir.ir import Const, Expr, If, Loop, Op, Read, Stmt, Store, Var, substitute, walk
 from kir.ops import op
-from kir.rewrites.base import Block, var_names
+from kir.rewrites.base import Block, statements, var_names
 from kir.simplify import linear, simplify
 
 
@@ -37,25 +37,20 @@ def is_zero(e: Expr) -> bool:
     return isinstance(e, Const) and not e.dtype.is_bool and e.value == 0
 
 
-def indices(body: Sequence[Stmt], name: str) -> list[tuple[Expr, ...]]:
-    """The indices of every access to a tensor."""
-    found: list[tuple[Expr, ...]] = []
+def uses(body: Iterable[Stmt]) -> dict[str, list[tuple[Expr, ...]]]:
+    """By tensor, the indices of every access."""
+    found: dict[str, list[tuple[Expr, ...]]] = {}
     for s in body:
         for n in walk(s):
             match n:
-                case Read(tensor, indices) | Store(tensor, indices) if tensor == name:
-                    found.append(indices)
+                case Read(tensor, at) | Store(tensor, at):
+                    found.setdefault(tensor, []).append(at)
     return found
 
 
-def stored(body: Sequence[Stmt]) -> set[str]:
+def stored(body: Iterable[Stmt]) -> set[str]:
     """The tensors that are stored to."""
-    return {n.target for n in walk_all(body) if isinstance(n, Store)}
-
-
-def walk_all(body: Sequence[Stmt]) -> Iterator[Node]:
-    for s in body:
-        yield from walk(s)
+    return {s.target for s in statements(body) if isinstance(s, Store)}
 
 
 def renamings(second: tuple[Loop, ...], first: tuple[Loop, ...]) -> Iterator[dict[str, Expr]]:

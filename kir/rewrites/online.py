@@ -347,7 +347,7 @@ class _Build(Waiting):
         made: list[Stmt] = []
         outside = tuple(x for x in s.place.loops if x not in s.kept)
         for name, power in sorted(s.scale.powers):
-            stores = [p.stmt for p in places(self.a) if p.stmt.target == name]
+            stores = [p.stmt for p in self._reductions[name]]
             scalar = Read(name, stores[0].indices, stores[0].value.dtype)
             nest = self._on(s, scalar, "mul" if power > 0 else "div")
             made.extend(guarded(self._some(s.place, outside), (nest,) * abs(power)))

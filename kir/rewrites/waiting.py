@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NoReturn
 
 from kir.ir import (
@@ -28,25 +29,26 @@ from kir.rewrites.base import (
     buffers_of,
     find_loop,
     fresh,
+    loops_of,
     names_in,
     path_to,
     refuse,
     require_loops,
+    statements,
     var_names,
 )
 from kir.rewrites.legality import accesses
 from kir.rewrites.nests import (
     Place,
-    indices,
     is_zero,
     iterations,
     places,
     renamings,
     stored,
-    walk_all,
+    uses,
 )
 from kir.rewrites.scaling import NEUTRAL, Exponent, Scale, Scaling
-from kir.simplify import interval, linear, simplify
+from kir.simplify import Interval, interval, linear, simplify
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,42 @@ class Waiting:
     loops: tuple[Loop, ...] = ()
     """Those around the expression of the second loop at hand."""
 
+    @cached_property
+    def _uses(self) -> dict[str, list[tuple[Expr, ...]]]:
+        return uses(self.kernel.body)
+
+    @cached_property
+    def _uses_here(self) -> dict[str, list[tuple[Expr, ...]]]:
+        return uses((self.b,))
+
+    @cached_property
+    def _uses_before(self) -> dict[str, list[tuple[Expr, ...]]]:
+        return uses((*self.before, self.a, *self.between, self.b))
+
+    @cached_property
+    def _stored(self) -> set[str]:
+        return stored((self.a, *self.between, self.b))
+
+    @cached_property
+    def _stored_late(self) -> set[str]:
+        return stored((*self.between, self.b))
+
+    @cached_property
+    def _reductions(self) -> dict[str, list[Place]]:
+        """The stores of the first loop, by tensor."""
+        found: dict[str, list[Place]] = {}
+        for p in places(self.a):
+            found.setdefault(p.stmt.target, []).append(p)
+        return found
+
+    @cached_property
+    def _ranges(self) -> dict[str, Interval]:
+        """Bounds of the indices of the second loop and those inside."""
+        return {
+            x.axis.name: (0, int(e.value) - 1 if isinstance(e := x.axis.extent, Const) else None)
+            for x in loops_of((self.b,))
+        }
+
     def _find(self) -> None:
         kernel = self.kernel
         self.a, self.b = a, b = find_loop(kernel, self.first), find_loop(kernel, self.second)
@@ -142,7 +180,7 @@ class Waiting:
 
     def _scalars(self) -> None:
         """What the second loop waits for, and what is computed from it in between."""
-        inside = {x.axis.name for x in walk(self.a) if isinstance(x, Loop)}
+        inside = {x.axis.name for x in loops_of((self.a,))}
         written: dict[str, set[tuple[Expr, ...]]] = {}
         for x in accesses((self.a,)):
             if x.op != "read":
@@ -191,7 +229,7 @@ class Waiting:
             at = [k for k, s in enumerate(self.between) if name in stored((s,))]
             if name in values:
                 todo += [n.tensor for n in walk(values[name][1]) if isinstance(n, Read)]
-                more = walk_all([self.between[k] for k in at[1:]])
+                more = statements([self.between[k] for k in at[1:]])
                 stores += [s for s in more if isinstance(s, Store)]
             elif at:
                 self.changed.add(name)
@@ -213,7 +251,7 @@ class Waiting:
     def _update(self, name: str, ops: tuple[str, ...] = ("max", "min")) -> Place:
         """The one update of a scalar, by one of `ops`."""
         if name not in self.updates:
-            found = [p for p in places(self.a) if p.stmt.target == name]
+            found = self._reductions[name]
             s = found[0].stmt
             self._check_unchanged(name)
             if len(found) != 1 or s.op not in ops or not s.value.dtype.is_float:
@@ -238,8 +276,8 @@ class Waiting:
         if not isinstance(e, Read | Op | Cast):
             return None
         for name in self.scaling.scalars:
-            place = next((p for p in places(self.a) if p.stmt.target == name), None)
-            if place is None or place.stmt.op not in ("max", "min"):
+            place = self._reductions[name][0]
+            if place.stmt.op not in ("max", "min"):
                 continue
             value = place.stmt.value
             if type(value) is not type(e) or value.dtype != e.dtype:
@@ -258,12 +296,12 @@ class Waiting:
     def _changed(self, value: Expr) -> bool:
         """Whether a tensor read by `value` is stored to after the first loop."""
         reads = {n.tensor for n in walk(value) if isinstance(n, Read)}
-        return bool(reads & stored((*self.between, self.b)))
+        return bool(reads & self._stored_late)
 
     def _invariant(self, e: Expr) -> bool:
-        inside = {x.axis.name for x in walk(self.b) if isinstance(x, Loop)}
+        inside = self._ranges.keys()
         reads = {n.tensor for n in walk(e) if isinstance(n, Read)}
-        fixed = not reads & stored((self.a, *self.between, self.b))
+        fixed = not reads & self._stored
         return fixed and not var_names(e) & inside
 
     # --- the second loop
@@ -348,19 +386,15 @@ class Waiting:
             return True
         if not any(x.name == name for x in buffers_of(self.kernel.body)):
             return False
-        mine = indices((self.b,), name)
-        if len(mine) != len(indices(self.kernel.body, name)):
+        mine = self._uses_here[name]
+        if len(mine) != len(self._uses[name]):
             return False
         return any(self._steps([i[d] for i in mine]) for d in range(len(mine[0])))
 
     def _steps(self, indices: Sequence[Expr]) -> bool:
         """Whether different iterations of the second loop have different indices: each is
         c*j + rest, with 0 <= rest < c."""
-        ranges = {
-            x.axis.name: (0, int(e.value) - 1 if isinstance(e := x.axis.extent, Const) else None)
-            for x in walk(self.b)
-            if isinstance(x, Loop)
-        }
+        ranges = self._ranges
         index, steps, shared = Var(self.b.axis.name), set[int](), set[str]()
         for e in indices:
             form = linear(e)
@@ -399,7 +433,7 @@ class Waiting:
                 node=s,
                 hint="accumulate into a buffer that is declared there, `= 0.0`",
             )
-        if len(indices((*self.before, self.a, *self.between, self.b), s.target)) > 1:
+        if len(self._uses_before[s.target]) > 1:
             refuse(kernel, f"`{s.target}` is used before it is complete", node=s)
         indexed = {n for i in s.indices for n in var_names(i)}
         kept = tuple(x for x in place.loops if x.axis.name in indexed)
@@ -428,7 +462,7 @@ class Waiting:
         dropped = {x.axis.name for x in outside}
         wanted = set(update.conditions)
         reads = {n.tensor for c in wanted for n in walk(c) if isinstance(n, Read)}
-        alike = not reads & stored((self.a, *self.between, self.b))
+        alike = not reads & self._stored
         for here in renamings(tuple(outside), update.loops) if alike else ():
             extra = [x for x in outside if x.axis.name not in here]
             if any(not isinstance(x.axis.extent, Const) or x.axis.extent.value < 1 for x in extra):
@@ -511,7 +545,7 @@ class Waiting:
                 name = total.tensor
                 if self.scaling.scalars.get(name) != total.indices or total.fill is not None:
                     return None
-                found = [p for p in places(self.a) if p.stmt.target == name]
+                found = self._reductions[name]
                 if len(found) != 1 or found[0].stmt.op != "add" or not self._same(x, found[0]):
                     return None
                 if not _counts(count, found[0]):
