@@ -200,8 +200,7 @@ _ALL = (
     Form("rsqrt", "sqrt", _rsqrt_sqrt, _relative(10.0), "relative 10 u", lawful=True),
     Form("rsqrt", "newton", _rsqrt_newton, _relative(6.0), "relative 6 u",
          dtypes=(f32,)),
-    Form("sqrt", "rsqrt", _sqrt_rsqrt, _relative(12.0), "relative 12 u",
-         domain="for normal x"),
+    Form("sqrt", "rsqrt", _sqrt_rsqrt, _relative(12.0), "relative 12 u"),
     Form("div", "recip", _div_recip, _relative(10.0), "relative 10 u",
          domain="where the divisor and its reciprocal are normal", lawful=True),
 )  # fmt: skip
