@@ -167,7 +167,8 @@ def _read_from(kernel: Kernel, occurrences: list[_Occurrence]) -> Kernel | None:
     stmt = occurrences[0].place.stmt
     assert isinstance(stmt, Define)
     used = [a.name for a in occurrences[0].indices]
-    if sorted(a.name for a in stmt.axes) != sorted(used):
+    stored = any(isinstance(s, Store) and s.target == stmt.name for s in statements(kernel.body))
+    if stored or sorted(a.name for a in stmt.axes) != sorted(used):
         return None
     order = [used.index(a.name) for a in stmt.axes]
     read = Read(stmt.name, (), stmt.value.dtype)

@@ -236,7 +236,7 @@ def always(kernel: Kernel, stmt: Stmt, axes: Sequence[Axis], condition: Expr) ->
 def _least_dims(kernel: Kernel) -> dict[str, tuple[int | None, int | None]]:
     """What constraints of the form `N >= 1`, `N > 0`, `N == 4` say of the dims."""
     ranges: dict[str, tuple[int | None, int | None]] = {
-        d.name: (0, None) if d.default is None else (d.default, d.default) for d in kernel.dims
+        d.name: (0 if d.default is None else None, None) for d in kernel.dims
     }
     for c in kernel.constraints:
         name, least, most = _limits(c)

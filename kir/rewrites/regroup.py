@@ -274,6 +274,8 @@ class Regroup(Rewrite):
             if any(isinstance(n, Read) for n in walk(c)):
                 refuse(kernel, "this condition reads a tensor, and cannot be moved", node=c)
         outside = find_place(kernel, stmt, nest.path)
+        nest = _nest(inner, names_in(kernel))
+        assert isinstance(nest, _Nest)
         return replace_at(kernel, outside, self._exchanged(kernel, outside, nest))
 
     def _exchanged(self, kernel: Kernel, outside: Place, nest: _Nest) -> Expr:
@@ -334,8 +336,9 @@ class _Nest:
     factors: tuple[Expr, ...]
 
 
-def _nest(inner: Place) -> _Nest | str:
-    """The two sums that `inner` stands for, or why it is none."""
+def _nest(inner: Place, used: set[str] | None = None) -> _Nest | str:
+    """The two sums that `inner` stands for, or why it is none. With the names in `used`, the
+    indices of the inner one get new names where another factor binds them too."""
     e = inner.expr
     if not isinstance(e, Reduce) or e.name not in EXCHANGED:
         return "this is no sum"
@@ -351,8 +354,10 @@ def _nest(inner: Place) -> _Nest | str:
     factors = list(_flat(outer.body, "sum"))
     if not any(f is e for f in factors):
         return "between the two sums stand products only, and here is more"
-    product = [x for f in factors for x in (_flat(e.body, "sum") if f is e else (f,))]
-    return _Nest(outer, _path_up(inner, outer), e, tuple(product))
+    others = [f for f in factors if f is not e]
+    own = e if used is None else _apart(e, others, used)
+    product = [x for f in factors for x in (_flat(own.body, "sum") if f is e else (f,))]
+    return _Nest(outer, _path_up(inner, outer), own, tuple(product))
 
 
 def _path_up(inner: Place, outer: Reduce) -> Path:
