@@ -154,6 +154,11 @@ ATTENTION = sizes("B H L D", (2, 2, 5, 8), (1, 1, 33, 16), (1, 2, 130, 16))
 PAPERS: tuple[Case, ...] = (
     Case("papers/flash_attention.kir", ATTENTION, flash_attention),
     Case(
+        "papers/online_softmax.kir",
+        sizes("M N", (3, 5), (7, 33), (2, 1300)),
+        lambda i, d: {"y": softmax(i["x"])},
+    ),
+    Case(
         "papers/flash_attention_backward.kir",
         ATTENTION,
         flash_attention_backward,
