@@ -45,6 +45,8 @@ class Variant:
     """The strongest effect that a step had where it was applied."""
     approximations: tuple[tuple[Kernel, Mapping[str, OpError]], ...] = ()
     """As `kir.derivation.approximations`: what is not equal in the reals."""
+    in_ring: bool = True
+    """Whether all steps are by laws that the ring has."""
 
 
 def extended(variant: Variant, step: Step) -> Variant:
@@ -55,7 +57,8 @@ def extended(variant: Variant, step: Step) -> Variant:
     errors = rewrite.errors(before)
     more = ((before, errors),) if errors else ()
     steps = (*variant.steps, canonical(step))
-    return Variant(steps, kernel, effect, (*variant.approximations, *more))
+    in_ring = variant.in_ring and rewrite.in_ring(before)
+    return Variant(steps, kernel, effect, (*variant.approximations, *more), in_ring)
 
 
 class Crashed(Exception):

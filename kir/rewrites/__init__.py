@@ -159,6 +159,13 @@ class Each(Rewrite):
     def bound(self) -> str:
         return "; ".join(dict.fromkeys(b for p in self.parts if (b := p.bound())))
 
+    def in_ring(self, kernel: Kernel) -> bool:
+        for part in self.parts:
+            if not part.in_ring(kernel):
+                return False
+            kernel = part.apply(kernel)
+        return True
+
     def forward(self, before: Kernel, after: Kernel) -> dict[str, tuple[str, ...]]:
         found: dict[str, tuple[str, ...]] = {}
         for part in self.parts:

@@ -138,6 +138,10 @@ class Factor(Rewrite):
             return "approximates" if found.times or found.over else "exact"
         return "reassociates" if place.expr.dtype.is_float else "exact"
 
+    def in_ring(self, kernel: Kernel) -> bool:
+        found = self._found(kernel)[1]
+        return found.reduction == "sum" or not (found.times or found.over)
+
     def bound(self) -> str:
         return (
             "each term of the sum moves by at most two unit roundoffs of every cast that a factor "

@@ -86,6 +86,12 @@ class Rewrite(ABC):
         in the reals: how far it may be off, for the oracle."""
         return {}
 
+    def in_ring(self, kernel: Kernel) -> bool:
+        """Whether the result equals `kernel` by laws that the ring has (`kir.interpret.ring`): not
+        where something near stands in for ops, nor by laws of order, roots and logarithms. Where
+        it does, the ring is the judge, whatever `effect_on` says of roundings."""
+        return not self.errors(kernel)
+
     def forward(self, before: Kernel, after: Kernel) -> dict[str, tuple[str, ...]]:
         """Loops, buffers and definitions of `before` that changed their name, to what they are
         called in `after`, most alike first; what is gone has no names. Others keep theirs."""

@@ -64,6 +64,16 @@ class Law:
         return f"`{self.text}`: {size}, barring overflow and underflow"
 
 
+BEYOND_THE_RING = frozenset({
+    "abs_of_mul", "mul_of_abs", "abs_of_div", "div_of_abs", "max_of_adds", "add_of_max",
+    "min_of_adds", "add_of_min", "sqrt_of_square", "square_of_sqrt", "square_of_rsqrt",
+    "max_of_exps", "log_of_exp", "exp_of_log", "add_of_logs", "sub_of_logs", "log_of_recip",
+    "log_of_sqrt",
+})  # fmt: skip
+"""Laws of floats that the ring lacks: it has no order that sums and products keep, squares without
+roots, and no inverse of `exp`."""
+
+
 # --- conditions ----------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from kir.dtypes import DType
 from kir.ir import Const, Define, Expr, Kernel, Node, Op, Read, Reduce, rebuild
 from kir.ops import OPS
 from kir.rewrites.base import EFFECTS, Effect, Move, Rewrite, refuse, replace_stmt
-from kir.rewrites.laws import CONDITIONS, GROUPS, LAWS, LETS, Law
+from kir.rewrites.laws import BEYOND_THE_RING, CONDITIONS, GROUPS, LAWS, LETS, Law
 from kir.rewrites.places import (
     Valued,
     find_place,
@@ -102,16 +102,20 @@ class Rule(Rewrite):
                     yield Move(cls.name, (*at, *chosen))
 
     def effect_on(self, kernel: Kernel) -> Effect:
-        stmt = find_valued(kernel, self.definition, self.nth)
-        used: list[tuple[Law, DType]] = []
-        if self.path is None:
-            used = _everywhere(stmt, self._laws(kernel))[1]
-        else:
-            place = find_place(kernel, stmt, self.path)
-            found = next((w for w in self._laws(kernel) if apply_law(w, place.expr)), None)
-            used = [(found, _dtype(place.expr))] if found else []
-        effects = [law.effect_for(dtype) for law, dtype in used]
+        effects = [law.effect_for(dtype) for law, dtype in self._used(kernel)]
         return max(effects, key=EFFECTS.index, default="exact")
+
+    def in_ring(self, kernel: Kernel) -> bool:
+        return not any(t.is_float and law.name in BEYOND_THE_RING for law, t in self._used(kernel))
+
+    def _used(self, kernel: Kernel) -> list[tuple[Law, DType]]:
+        """The laws that apply, each with the dtype of the place."""
+        stmt = find_valued(kernel, self.definition, self.nth)
+        if self.path is None:
+            return _everywhere(stmt, self._laws(kernel))[1]
+        place = find_place(kernel, stmt, self.path)
+        found = next((w for w in self._laws(kernel) if apply_law(w, place.expr)), None)
+        return [(found, _dtype(place.expr))] if found else []
 
     def bound(self) -> str:
         names = GROUPS.get(self.law, (self.law,))
