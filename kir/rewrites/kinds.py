@@ -21,21 +21,19 @@ from kir.rewrites.base import (
     Move,
     Rewrite,
     Whole,
-    buffers_of,
     copy_with_fresh_names,
     extent_of,
     find_loop,
     guarded,
     loops_of,
     names_in,
-    path_to,
     refuse,
     replace_stmt,
     require_loops,
     statements,
 )
 from kir.rewrites.legality import (
-    accesses,
+    check_grids,
     order_of_updates,
     parallel_conflict,
 )
@@ -59,7 +57,7 @@ class Bind(Rewrite):
 
     The promise is checked: `grid` and `tile` must carry no dependence (recognised reductions
     aside), `tile` and `unroll` have a constant extent, and a `grid` stands under `grid`s, or
-    under a `for` of the host.
+    under a `for` of the host, with no buffer of a program around it.
     """
 
     name: ClassVar[str] = "bind"
@@ -87,9 +85,9 @@ class Bind(Rewrite):
                     node=loop,
                     hint="leave it a `for`; bind another loop, or split this one by `fission`",
                 )
-        if self.kind == "grid":
-            self._check_grid(kernel, loop)
-        return replace_stmt(kernel, loop, (replace(loop, kind=self.kind),))
+        new = replace(loop, kind=self.kind)
+        check_grids(kernel, loop, new)
+        return replace_stmt(kernel, loop, (new,))
 
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:
@@ -104,22 +102,6 @@ class Bind(Rewrite):
         if self.kind in ("for", "unroll"):
             return "exact"
         return order_of_updates(find_loop(kernel, self.loop))
-
-    def _check_grid(self, kernel: Kernel, loop: Loop) -> None:
-        around = [s for s in path_to(kernel.body, loop) or () if isinstance(s, Loop)]
-        kinds = [s.kind for s in around]
-        inner = next((k for k, kind in enumerate(kinds) if kind == "grid"), len(kinds))
-        if any(k in ("tile", "unroll") for k in kinds) or "for" in kinds[inner:]:
-            refuse(kernel, f"a grid cannot stand inside a {kinds[-1]}", node=loop)
-        held = {b.name: b for b in buffers_of(kernel.body) if b.space != "global"}
-        for access in accesses((loop,)):
-            if access.tensor in held:
-                refuse(
-                    kernel,
-                    f"`{access.tensor}` is in {held[access.tensor].space}, outside of the grid",
-                    node=held[access.tensor],
-                    hint="`contract` moves a buffer into the loops that use it",
-                )
 
 
 @dataclass(frozen=True)
@@ -258,6 +240,7 @@ class Vectorise(Rewrite):
             )
         made, names = Split(self.loop, self.width, tail=self.tail).split(kernel)
         inner, _, *rest = names[self.loop]
+        check_grids(kernel, loop, replace(loop, kind="tile"))
         for name in (inner, *rest):
             lanes = find_loop(made, name)
             hints = (*lanes.hints, ("vector", self.width))

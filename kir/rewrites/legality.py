@@ -30,7 +30,16 @@ from kir.ir import (
     children,
 )
 from kir.memo import kept, reads_of, vars_of
-from kir.rewrites.base import Block, Effect, buffers_of, edit_block, reindex
+from kir.rewrites.base import (
+    Block,
+    Effect,
+    buffers_of,
+    edit_block,
+    loops_of,
+    path_to,
+    refuse,
+    reindex,
+)
 from kir.simplify import Linear, interval, linear
 
 Ranges = dict[str, tuple[int | None, int | None]]
@@ -196,6 +205,45 @@ def reorder_conflict(kernel: Kernel, nest: Sequence[Loop], order: Sequence[Loop]
     from kir.analysis import reorder_legal
 
     return reorder_legal(kernel, nest, order)
+
+
+def check_grids(kernel: Kernel, old: Loop, new: Loop) -> None:
+    """RewriteError where `new` in the place of `old` would put a grid where none can be: its
+    programs start from the host, so it stands under grids, these under `for`s alone, and uses no
+    `local` or `reg` buffer from outside."""
+    around = [s.kind for s in path_to(kernel.body, old) or () if isinstance(s, Loop)]
+    if new.kind != "grid" and not any(x.kind == "grid" for x in loops_of(new.body)):
+        return
+    held = {b.name: b for b in buffers_of(kernel.body) if b.space != "global"}
+    for grid, kinds in _grids((new,), around):
+        node = old if grid is new else grid
+        inner = kinds.index("grid") if "grid" in kinds else len(kinds)
+        bad = [
+            k for n, k in enumerate(kinds) if k in ("tile", "unroll") or (n > inner and k == "for")
+        ]
+        if bad:
+            what = "a grid" if grid is new else f"the grid `{grid.axis.name}`"
+            article = "an" if bad[-1] == "unroll" else "a"
+            refuse(kernel, f"{what} cannot stand inside {article} {bad[-1]}", node=node)
+        for access in accesses((grid,)):
+            if access.tensor in held:
+                refuse(
+                    kernel,
+                    f"`{access.tensor}` is in {held[access.tensor].space}, outside of the grid",
+                    node=held[access.tensor],
+                    hint="`contract` moves a buffer into the loops that use it",
+                )
+
+
+def _grids(body: Block, kinds: Sequence[str]) -> Iterator[tuple[Loop, Sequence[str]]]:
+    """The grids in a block, each with the kinds of the loops around it, outermost first."""
+    for s in body:
+        if isinstance(s, Loop):
+            if s.kind == "grid":
+                yield s, kinds
+            yield from _grids(s.body, [*kinds, s.kind])
+        elif isinstance(s, If):
+            yield from _grids(s.body, kinds)
 
 
 def stored_in(conditions: Iterable[Expr], body: Block) -> bool:

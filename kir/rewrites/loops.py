@@ -42,6 +42,7 @@ from kir.rewrites.base import (
 from kir.rewrites.legality import (
     accesses,
     carried,
+    check_grids,
     crossing,
     fission_conflict,
     order_across,
@@ -80,6 +81,7 @@ class Reorder(Rewrite):
         order = self._order(chain)
         new = self._permuted(kernel, chain, order)
         self._check(kernel, chain, order, new)
+        check_grids(kernel, chain[0], new)
         return replace_stmt(kernel, chain[0], (new,))
 
     @classmethod
