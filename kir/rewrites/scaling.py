@@ -199,7 +199,7 @@ class Scaling:
         """What a read of something that was computed from scalars stands for."""
         known = self.values.get(e.tensor)
         if known is None:
-            if e.indices != self.scalars[e.tensor] or e.fill is not None:
+            if e.indices != self.scalars.get(e.tensor) or e.fill is not None:
                 self.refuse(f"another element of `{e.tensor}` is read here", e)
             return None
         if e.indices != known[0] or e.fill is not None:
