@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from kir.check import check_module
+from kir.cli import main
 from kir.derivation import from_json
 from kir.errors import RewriteError, ScheduleError
 from kir.graph_derivation import (
@@ -325,3 +327,63 @@ def test_a_perceptron_in_one_kernel_on_the_cpu() -> None:
         assert wanted["y"].accepts(got["y"]).all()
     kernels: list[Kernel] = [after.kernels()[c.kernel] for c in after.graphs()["mlp"].calls]
     assert len(kernels) == 1
+
+
+# --- on the command line --------------------------------------------------------------------------
+
+
+class Command:
+    """Runs `kir ARGS` in this process: its exit code, and all that it prints."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, *words: str) -> tuple[int, str]:
+        self.monkeypatch.setattr(sys, "argv", ["kir", *words])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = self.capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out + captured.err
+
+
+@pytest.fixture
+def kir(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capsys)
+
+
+def test_the_command_lists_and_applies_steps_of_a_graph(kir: Command, tmp_path: Path) -> None:
+    file = tmp_path / "net.kir"
+    file.write_text(NET + "schedule s of net { fuse_kernels(t, y, kernel = both) }\n")
+    code, text = kir("rewrite", str(file), "--kernel", "net")
+    assert code == 0
+    assert "fuse_kernels(t, y)" in text and "split_kernel(t, z)" in text
+    code, text = kir(
+        "rewrite", str(file), "within(both, loops)", "--kernel", "net", "--schedule", "s"
+    )
+    assert code == 0
+    assert parse(text).graphs()["net"].calls[0].kernel == "both"
+    saved = tmp_path / "d.json"
+    words = ("rewrite", str(file), "within(hidden, loops)", "--kernel", "net", "--save", str(saved))
+    assert kir(*words)[0] == 0
+    code, text = kir("rewrite", str(file), "--kernel", "net", "--schedule", str(saved), "--json",
+                     "fuse_kernels(t, y)")  # fmt: skip
+    assert code == 0 and '"effect": "exact"' in text
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("fuse_kernels(u, y)",), "no call of `net` gives `u`"),
+        (("loops()",), "there is no rewrite `loops`"),
+        (("--shape", "B=3"), "is a graph"),
+        (("--schedule", "nowhere"), "no schedule or file `nowhere`"),
+        (("--only", "split"), "graphs have no rewrite `split`"),
+    ],
+)
+def test_the_command_says_what_is_wrong(
+    words: tuple[str, ...], why: str, kir: Command, tmp_path: Path
+) -> None:
+    file = tmp_path / "net.kir"
+    file.write_text(NET)
+    code, text = kir("rewrite", str(file), "--kernel", "net", *words)
+    assert code in (1, 2) and why in text and "Traceback" not in text

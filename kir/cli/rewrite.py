@@ -61,7 +61,17 @@ def rewrite(
     source, module = read_module(file)
     item = choose(module, kernel)
     if not isinstance(item, Kernel):
-        raise UsageError(f"`{item.name}` is a graph", hint="--kernel names one of its kernels")
+        if shape or diff:
+            raise UsageError(
+                f"`{item.name}` is a graph: --shape and --diff are for kernels",
+                hint="--kernel names one of its kernels",
+            )
+        from kir.cli.rewrite_graph import Request, rewrite_graph
+
+        request = Request(tuple(steps or ()), schedule, only, output, save, as_json)
+        with locating(source, schedule):
+            rewrite_graph(module, item, request)
+        return
     dims = parse_shape(shape)
     with locating(source, schedule):
         start = specialise(item, dims) if dims else item

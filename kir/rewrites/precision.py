@@ -233,7 +233,8 @@ class AccumulateIn(Rewrite):
         y = f32(acc)
 
     Of a definition (or a store) all reductions of its own type change. Floats may go to any float
-    type, integers to wider ones of their kind, where wrapping on the way back gives the same. A
+    type, integers to wider ones of their kind, where wrapping on the way back gives the same (not
+    where a sum is compared on its way). A
     wider sum still differs from the old one, so it approximates; extremes in a wider type are
     exact.
     """
@@ -293,6 +294,12 @@ class AccumulateIn(Rewrite):
                 hint=f"`narrow_storage({self.target}, {dtype})` changes how it is stored",
             )
         self._converts(kernel, acc.type, dtype, acc)
+        if acc.type.is_integer and len({s.op in ("max", "min") for s in updates}) > 1:
+            refuse(
+                kernel,
+                f"`{self.target}` wraps, and is compared as it is then",
+                node=next(s for s in updates if s.op in ("max", "min")),
+            )
         init = _start(acc, updates[0].op or "", dtype)
         if acc.init is not None and init is None:
             refuse(kernel, f"{dtype} does not hold the first value of `{self.target}`", node=acc)
