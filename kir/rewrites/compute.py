@@ -43,7 +43,7 @@ from kir.rewrites.base import (
     require_loops,
 )
 from kir.rewrites.legality import accesses
-from kir.rewrites.memory import check_grid, check_space, shifted
+from kir.rewrites.memory import check_inside, check_space, shifted
 from kir.rewrites.split import reads_tensors
 from kir.rewrites.window import (
     NoWindow,
@@ -115,7 +115,7 @@ class ComputeAt(Rewrite):
         body = [shifted(s, self.buffer, kept, padded=padded) for s in loop.body]
         at = next(k for k, s in enumerate(loop.body) if mentions(s, self.buffer))
         inside = (*body[:at], made, *moved, *body[at:])
-        check_grid(replace(kernel, body=inside), made, space)
+        check_inside(kernel, loop, inside, made, space)
 
         def edit(here: Block, _: int) -> Sequence[Stmt]:
             gone = {id(buffer), *map(id, producers)}
@@ -231,7 +231,7 @@ class ComputeAt(Rewrite):
         windows: list[Window] = []
         whole: set[int] = set()
         for d, extent in enumerate(buffer.shape):
-            found = window(uses, d, written_in(loop.body))
+            found = window(uses, d)
             if isinstance(found, NoWindow):
                 refuse(kernel, f"{found.reason}, in dim {d} of `{self.buffer}`", node=found.node)
             if found.base == const(0) and not _less(found.size, extent):

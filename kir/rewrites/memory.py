@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from kir.ir import (
     SPACES,
@@ -58,7 +59,15 @@ from kir.rewrites.window import (
 if TYPE_CHECKING:
     from kir.analysis import Access
 
-__all__ = ["Contract", "SetSpace", "check_grid", "check_space", "determines", "fills"]
+__all__ = [
+    "Contract",
+    "SetSpace",
+    "check_grid",
+    "check_inside",
+    "check_space",
+    "determines",
+    "fills",
+]
 
 
 def check_space(kernel: Kernel, space: str, node: Node | None = None) -> Space:
@@ -113,11 +122,25 @@ def check_grid(kernel: Kernel, buffer: Buffer, space: str) -> None:
             )
 
 
+def check_inside(kernel: Kernel, loop: Loop, body: Block, buffer: Buffer, space: str) -> None:
+    """Refuse a buffer that would live in the body of `loop`, where that is no place for it."""
+    around = (*(path_to(kernel.body, loop) or ()), loop)
+    grids = [x for x in loops_in(around) if x.kind == "grid"]
+    if space == "global" and grids:
+        refuse(
+            kernel,
+            f"`{buffer.name}` would be in global memory inside the grid `{grids[-1].axis.name}`",
+            node=grids[-1],
+            hint="inside a grid, buffers are local or reg",
+        )
+    check_grid(replace(kernel, body=body), buffer, space)
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where a buffer may move: into the innermost loop of `path`, as these windows of its dims.
 
-    `init` is what it then starts from; `padding` tells whether reads keep their fills.
+    Dims in `whole` are kept as they are; `init` is what it then starts from.
     """
 
     path: tuple[Loop | If, ...]
@@ -196,30 +219,15 @@ class Contract(Rewrite):
             if depth and not isinstance(path[depth - 1], Loop):
                 continue
             place = self._place(kernel, buffer, rest, path[:depth])
-            if place is None:
-                continue
-            other = self._foreign(kernel, buffer, place)
+            guards = itertools.takewhile(lambda s: isinstance(s, If), path[depth:])
+            other = self._foreign(kernel, buffer, place, (*place.path, *guards))
             if other is not None:
                 shown = other
                 continue
             if not depth and not place.smaller:
                 break
             return self._moved(kernel, buffer, space, place)
-        if shown is None:
-            refuse(
-                kernel,
-                f"`{self.buffer}` cannot move inwards: no loop holds all its uses",
-                node=buffer,
-                hint="fuse the loops that write and read it first; `set_space` only changes the space",
-            )
-        from kir.analysis import describe
-
-        return refuse(
-            kernel,
-            f"`{self.buffer}` cannot move inwards: {describe(shown)} may use what another "
-            "iteration stored",
-            node=shown.node,
-        )
+        return self._refuse(kernel, buffer, shown)
 
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:
@@ -227,12 +235,28 @@ class Contract(Rewrite):
             for space in ("local", "reg"):
                 yield Move(cls.name, (("buffer", b.name), ("space", space)))
 
+    def _refuse(self, kernel: Kernel, buffer: Buffer, shown: Access | None) -> NoReturn:
+        if shown is None:
+            refuse(
+                kernel,
+                f"`{self.buffer}` cannot move inwards: no loop holds all its uses",
+                node=buffer,
+                hint="fuse the loops that write and read it; `set_space` only changes the space",
+            )
+        from kir.analysis import describe
+
+        refuse(
+            kernel,
+            f"`{self.buffer}` cannot move inwards: {describe(shown)} may use what another "
+            "iteration stored",
+            node=shown.node,
+        )
+
     def _place(
         self, kernel: Kernel, buffer: Buffer, rest: Block, path: tuple[Loop | If, ...]
-    ) -> _Place | None:
+    ) -> _Place:
         block = path[-1].body if path else rest
         uses = uses_of(buffer.name, block)
-        outside = (*(path_to(kernel.body, buffer) or ()), *path)
         windows: list[Window] = []
         whole: set[int] = set()
         for d, extent in enumerate(buffer.shape):
@@ -241,35 +265,45 @@ class Contract(Rewrite):
                 whole.add(d)
                 found = Window(const(0), extent)
             windows.append(found)
-        fills = self._fills(kernel, buffer, uses, outside, whole)
-        if len(fills) > 1 or (fills and buffer.init not in (None, *fills)):
-            return None
-        init = next(iter(fills)) if fills else buffer.init
-        if init is not None and not isinstance(init, Const) and fills:
-            return None
+        outside = (*(path_to(kernel.body, buffer) or ()), *path)
+        fills, beyond = self._beyond(kernel, buffer, uses, outside, whole)
+        init = buffer.init
+        if len(fills) == 1 and init in (None, *fills) and isinstance(fills[0], Const):
+            init = fills[0]
+        elif fills:  # no one constant that the windows could hold out of bounds
+            whole |= beyond
+            windows = [
+                Window(const(0), e) if d in beyond else w
+                for d, (w, e) in enumerate(zip(windows, buffer.shape, strict=True))
+            ]
         return _Place(path, block, tuple(windows), frozenset(whole), init)
 
-    def _fills(
+    def _beyond(
         self,
         kernel: Kernel,
         buffer: Buffer,
         uses: Sequence[Use],
         outside: Sequence[Stmt],
         whole: set[int],
-    ) -> set[Expr]:
-        """The fills of reads that may be out of bounds in a dim of which only a window is kept."""
-        found: set[Expr] = set()
+    ) -> tuple[list[Expr], set[int]]:
+        """The fills of reads that may be out of bounds in dims of which only a window is kept,
+        and those dims."""
+        found: dict[Expr, None] = {}
+        dims: set[int] = set()
         for use in uses:
             node = use.access.node
             if not isinstance(node, Read) or node.fill is None:
                 continue
-            around = (*outside, *use.around)
-            dims = [d for d in range(len(buffer.shape)) if d not in whole]
-            if not all(in_bounds(kernel, around, node.indices[d], buffer.shape[d]) for d in dims):
-                found.add(node.fill)
-        return found
+            for d, (index, extent) in enumerate(zip(node.indices, buffer.shape, strict=True)):
+                if d in whole or in_bounds(kernel, (*outside, *use.around), index, extent):
+                    continue
+                found[node.fill] = None
+                dims.add(d)
+        return list(found), dims
 
-    def _foreign(self, kernel: Kernel, buffer: Buffer, place: _Place) -> Access | None:
+    def _foreign(
+        self, kernel: Kernel, buffer: Buffer, place: _Place, path: tuple[Loop | If, ...]
+    ) -> Access | None:
         """A read in an iteration of the loops of the path that may use what another one stored."""
         if disjoint(place.windows, loops_in(place.path)):
             return None
@@ -280,13 +314,17 @@ class Contract(Rewrite):
                 break
         from kir.rewrites.lifetime import unfilled  # integer sets: seldom needed
 
-        return unfilled(kernel, buffer, place.path)
+        return unfilled(kernel, buffer, path)
 
     def _moved(self, kernel: Kernel, buffer: Buffer, space: Space, place: _Place) -> Kernel:
         kept = place.kept
         shape = tuple(w.size for w in kept.values())
         made = replace(buffer, shape=shape, space=space, init=place.init)
-        check_grid(replace(kernel, body=place.block), buffer, space)
+        inner = next((s for s in reversed(place.path) if isinstance(s, Loop)), None)
+        if inner is None:
+            check_grid(replace(kernel, body=place.block), buffer, space)
+        else:
+            check_inside(kernel, inner, place.block, buffer, space)
         padded = bool(place.whole & set(kept))
         path = place.path
 

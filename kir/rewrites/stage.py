@@ -43,13 +43,14 @@ from kir.rewrites.base import (
     require_loops,
 )
 from kir.rewrites.layout import Layout, make_layout
-from kir.rewrites.memory import check_grid, check_space
+from kir.rewrites.memory import check_inside, check_space
 from kir.rewrites.window import (
     NoWindow,
     Use,
     Window,
     always,
     between,
+    changing_in,
     fills_windows,
     in_bounds,
     mentions,
@@ -195,7 +196,7 @@ class Stage(Rewrite):
         copy = staged.nest(Store(staged.buffer.name, staged.layout.index(here), value), {})
         body = tuple(staged.redirected(s, self.tensor) for s in loop.body)
         done = replace(loop, body=(staged.buffer, copy, *body))
-        check_grid(replace(kernel, body=done.body), staged.buffer, space)
+        check_inside(kernel, loop, done.body, staged.buffer, space)
         return replace_stmt(kernel, loop, (done,))
 
     @classmethod
@@ -297,7 +298,7 @@ class StageOut(Rewrite):
         made = replace(staged.buffer, init=init)
         body = tuple(staged.redirected(s, self.tensor) for s in loop.body)
         done = replace(loop, body=(made, *body, *guarded(guards, (copy,))))
-        check_grid(replace(kernel, body=done.body), made, space)
+        check_inside(kernel, loop, done.body, made, space)
         return replace_stmt(kernel, loop, (done,))
 
     @classmethod
@@ -373,7 +374,7 @@ class _Asked:
     ) -> _Staged:
         """The buffer for the window of `uses`; RewriteError where it has no bound."""
         windows: list[Window] = []
-        changing = written_in(loop.body)
+        changing = changing_in(loop.body)
         for d in range(len(shape)):
             found = window(uses, d, changing)
             if isinstance(found, NoWindow):

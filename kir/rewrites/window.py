@@ -30,7 +30,7 @@ from kir.ir import (
     walk,
 )
 from kir.ops import op
-from kir.rewrites.base import Block, path_to, var_names
+from kir.rewrites.base import Block, buffers_of, path_to, var_names
 from kir.rewrites.legality import Access
 from kir.simplify import Interval, Linear, interval, linear, simplify
 
@@ -96,6 +96,11 @@ def _reads(tensor: str, expr: Node, around: tuple[Loop | If, ...], found: list[U
 def written_in(body: Iterable[Stmt]) -> set[str]:
     """The tensors that a block stores to."""
     return {n.target for s in body for n in walk(s) if isinstance(n, Store)}
+
+
+def changing_in(body: Block) -> set[str]:
+    """The tensors that are not the same all the while a block runs, or not known before it."""
+    return written_in(body) | {b.name for b in buffers_of(body)}
 
 
 def mentions(stmt: Stmt, tensor: str) -> bool:
