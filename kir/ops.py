@@ -300,7 +300,7 @@ def compute(name: str, args: Sequence[Array], dtype: DType) -> Array:
         return np.asarray(result).astype(dtype.numpy, copy=False)
 
 
-_EXACT_IN_F32 = {"add", "sub", "mul", "div", "neg", "abs", "sign", "max", "min", "sqrt", "select",
+EXACT_IN_F32 = {"add", "sub", "mul", "div", "neg", "abs", "sign", "max", "min", "sqrt", "select",
                  "floor", "ceil", "round", "trunc", "fma", "isnan", "isinf",
                  "eq", "ne", "lt", "le", "gt", "ge"}  # fmt: skip
 
@@ -308,5 +308,5 @@ _EXACT_IN_F32 = {"add", "sub", "mul", "div", "neg", "abs", "sign", "max", "min",
 def _widen(a: Array, name: str) -> Array:
     if a.dtype == np.float64 or a.dtype.kind in "iub":
         return a
-    exact = name in _EXACT_IN_F32
+    exact = name in EXACT_IN_F32
     return a.astype(np.float32 if exact else np.float64, copy=False)

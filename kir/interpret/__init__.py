@@ -26,9 +26,10 @@ from kir.interpret.exact import (
     run_graph_ring,
     run_ring,
 )
+from kir.interpret.program import program
 from kir.interpret.rules import OpError
 from kir.ir import Graph, Kernel, Module, Param
-from kir.specialise import infer_dims, specialise
+from kir.specialise import infer_dims
 
 __all__ = [
     "Bounded",
@@ -103,9 +104,8 @@ def run_in(
     """Run over any domain of values."""
     arrays = check_inputs(kernel, inputs)
     values = infer_dims(kernel, {n: a.shape for n, a in arrays.items()}, dims)
-    special = specialise(kernel, values)
     lifted = {p.name: domain.lift(arrays[p.name], p.type) for p in kernel.inputs}
-    return Evaluator(domain, special, lifted).run()
+    return Evaluator(domain, program(kernel, values), lifted).run()
 
 
 def run_graph(
@@ -133,7 +133,7 @@ def run_graph_in(
         given = {p.name: known[a] for p, a in zip(kernel.inputs, call.args, strict=True)}
         running = kernel_of(kernel, step.dims) if kernel_of else kernel
         left = {d.name: step.dims[d.name] for d in running.dims}
-        results = Evaluator(domain, specialise(running, left), given).run()
+        results = Evaluator(domain, program(running, left), given).run()
         for name, p in zip(call.results, kernel.outputs, strict=True):
             known[name] = results[p.name]
     return {p.name: known[p.name] for p in graph.outputs}

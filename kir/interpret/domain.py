@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
 
 from kir.dtypes import DType, bool_, i64
 from kir.ir import ARG_REDUCTIONS, UPDATE_OPS
-from kir.ops import OPS, compute, identity
+from kir.ops import EXACT_IN_F32, OPS, compute, identity
 
 Array = np.ndarray[Any, Any]
 Value = tuple[Array, ...]
@@ -161,6 +162,20 @@ def poisoned(shape: tuple[int, ...], dtype: DType) -> Array:
     return np.full((*shape, dtype.bytes), 0xA5, np.uint8).view(dtype.numpy).reshape(shape)
 
 
+@cache
+def _direct(name: str, operand: DType, dtype: DType) -> Callable[..., Array] | None:
+    """The function that computes an op as it is, where NumPy's own gives `dtype`; it is called with
+    floating-point errors ignored. None where operands are widened, or the result is rounded."""
+    if name == "select":
+        return np.where
+    f = OPS[name].numpy
+    native = operand.numpy.isbuiltin == 1 and dtype.numpy.isbuiltin == 1
+    widened = operand.is_float and (
+        operand.bits < 32 or (operand.bits < 64 and name not in EXACT_IN_F32)
+    )
+    return f if native and not widened and isinstance(f, np.ufunc) else None
+
+
 class AsWritten(Domain):
     """One plane: every operation rounded to its dtype, as the kernel is written."""
 
@@ -171,8 +186,9 @@ class AsWritten(Domain):
         return (poisoned(shape, dtype),)
 
     def op(self, name: str, args: Sequence[Value], dtypes: Sequence[DType], dtype: DType) -> Value:
-        if name == "select":
-            return (np.where(args[0][0], args[1][0], args[2][0]),)
+        direct = _direct(name, dtypes[0], dtype)
+        if direct is not None:
+            return (direct(*(a[0] for a in args)),)
         with np.errstate(all="ignore"):
             return (np.asarray(compute(name, [a[0] for a in args], dtype)),)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from kir.dtypes import DType, bool_, i64
 from kir.errors import EvaluationError
-from kir.interpret.affine import Affine, LoopPlan, affine, recurrences
+from kir.interpret.affine import affine, recurrences
 from kir.interpret.contract import Product
 from kir.interpret.domain import Array, Domain, Value
 from kir.interpret.memory import (
@@ -36,7 +36,7 @@ from kir.interpret.memory import (
     places,
     view,
 )
-from kir.interpret.size import Sizes
+from kir.interpret.program import Program
 from kir.ir import (
     ARG_REDUCTIONS,
     REDUCTIONS,
@@ -48,7 +48,6 @@ from kir.ir import (
     Define,
     Expr,
     If,
-    Kernel,
     Loop,
     Node,
     Op,
@@ -63,23 +62,22 @@ from kir.ops import identity
 
 
 class Evaluator:
-    """One run of a kernel whose dims are all constants."""
+    """One run of a program."""
 
-    def __init__(self, domain: Domain, kernel: Kernel, inputs: Mapping[str, Value]) -> None:
+    def __init__(self, domain: Domain, program: Program, inputs: Mapping[str, Value]) -> None:
+        kernel = program.kernel
         self.domain = domain
         self.kernel = kernel
-        self.outputs = frozenset(p.name for p in kernel.outputs)
-        self.plan = LoopPlan(self.outputs)
+        self.outputs = program.plan.outputs
+        self.plan = program.plan
         self.frame: list[int] = []
         self.env: dict[str, Index] = {}
         self.masks: list[Value | None] = [None]
         """The condition on each lane; on top of it, one more inside each reduction."""
         self.tensors: dict[str, Tensor] = {}
-        self.sizes = Sizes(kernel, self.plan, domain.contracts)
-        self.forms: dict[int, Affine | None] = {}
-        """By the id of an index expression; all of them live as long as the run."""
-        self.slots: dict[int, tuple[Expr, ...]] = {}
-        """The indices that a definition stores to, by its id."""
+        self.sizes = program.sizes(domain.contracts)
+        self.forms = program.forms
+        self.slots = program.slots
         self.borders: dict[tuple[object, ...], Tensor] = {}
         self.lost = False
         """Whether the extent of a loop was in doubt, so that nothing can be said any more."""
@@ -91,7 +89,8 @@ class Evaluator:
             self.new(p.name, p.type, shape)
 
     def run(self) -> dict[str, Value]:
-        self.block(self.kernel.body)
+        with np.errstate(all="ignore"):
+            self.block(self.kernel.body)
         found = {p.name: self.tensors[p.name].planes for p in self.kernel.outputs}
         if self.lost:
             found = {n: self.domain.unknown(v, np.ones((), np.bool_)) for n, v in found.items()}
@@ -202,7 +201,7 @@ class Evaluator:
     def write_view(
         self, target: Tensor, place: Strided, free: list[int], value: Value, op: str | None
     ) -> None:
-        memory = tuple(view(p, place, self.frame, writeable=True) for p in target.planes)
+        memory = tuple(view(p, place, self.frame) for p in target.planes)
         mask, dtype = self.masks[-1], target.dtype
         if op is not None and free:
             if mask is not None:

@@ -18,9 +18,10 @@ from kir.interpret.codes import KIND, LOST, MINUS, NAN, PLUS
 from kir.interpret.domain import Array, Value
 from kir.interpret.elements import EXPONENTIALS
 from kir.interpret.evaluate import Evaluator
+from kir.interpret.program import program
 from kir.interpret.ring import Ring
 from kir.ir import Buffer, Define, Expr, Graph, Kernel, Module, Op, Read, Store, children, walk
-from kir.specialise import infer_dims, specialise
+from kir.specialise import infer_dims
 
 # --- how many fields a kernel takes --------------------------------------------------------------
 
@@ -119,7 +120,7 @@ def run_ring(
     values = infer_dims(kernel, {n: a.shape for n, a in arrays.items()}, dims)
     domain = Ring(levels or levels_of(kernel), seed)
     drawn = {p.name: domain.draw(arrays[p.name], p.type, seed, p.name) for p in kernel.inputs}
-    found = Evaluator(domain, specialise(kernel, values), drawn).run()
+    found = Evaluator(domain, program(kernel, values), drawn).run()
     return {p.name: _residues(found[p.name], p.type) for p in kernel.outputs}
 
 
@@ -139,7 +140,7 @@ def run_graph_ring(
     for step in resolve(module, graph, values):
         kernel, call = step.kernel, step.call
         given = {p.name: known[a] for p, a in zip(kernel.inputs, call.args, strict=True)}
-        results = Evaluator(domain, specialise(kernel, step.dims), given).run()
+        results = Evaluator(domain, program(kernel, step.dims), given).run()
         for name, p in zip(call.results, kernel.outputs, strict=True):
             known[name] = results[p.name]
     return {p.name: _residues(known[p.name], p.type) for p in graph.outputs}

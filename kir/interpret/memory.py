@@ -90,7 +90,7 @@ def layout(tensor: Tensor, indices: Sequence[Strided]) -> Strided:
     return Strided(constant, {p: s for p, s in steps.items() if s})
 
 
-def view(plane: Array, place: Strided, frame: Sequence[int], writeable: bool = False) -> Array:
+def view(plane: Array, place: Strided, frame: Sequence[int]) -> Array:
     """The elements at `place` as an array over the frame; axes without a step have size 1."""
     if not plane.ndim:
         return plane
@@ -98,11 +98,11 @@ def view(plane: Array, place: Strided, frame: Sequence[int], writeable: bool = F
     shape = tuple(frame[p] if p in place.steps else 1 for p in reversed(range(depth)))
     size = plane.itemsize
     strides = tuple(place.steps.get(p, 0) * size for p in reversed(range(depth)))
-    flat = plane.reshape(-1)[place.constant :]
+    flat = plane if plane.flags.c_contiguous else plane.reshape(-1)
     if plane.dtype.isbuiltin == 1:
-        return as_strided(flat, shape, strides, writeable=writeable)
-    bits = as_strided(flat.view(f"u{size}"), shape, strides, writeable=writeable)
-    return bits.view(plane.dtype)  # `as_strided` knows NumPy's own dtypes only
+        return np.ndarray(shape, plane.dtype, flat, place.constant * size, strides)
+    bits = as_strided(flat.reshape(-1)[place.constant :].view(f"u{size}"), shape, strides)
+    return bits.view(plane.dtype)  # buffers are of NumPy's own dtypes only
 
 
 def distinct(place: Strided, frame: Sequence[int]) -> bool:
