@@ -1,0 +1,298 @@
+"""Look for anything wrong, rung by rung; print one line of JSON at the first finding.
+
+    python -m tests.planted.probe CORPUS[,CORPUS...] SECONDS SEED [FIRST]
+
+Programs whose names begin with FIRST are looked at before the others.
+
+What is compared is the program as written with what came of it, never a stored result: the checker,
+the ring and the oracle are the judges, as they are for a user's kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kir.check import check_kernel
+from kir.dtypes import DTYPES, DType
+from kir.errors import DTypeError, KirError, MissingHardwareError, UnsupportedError
+from kir.fuzz.cases import CRASHES
+from kir.fuzz.derivations import Variant, extended, is_spec
+from kir.fuzz.judge import Prepared, judge_ring, judge_target, judge_value, load, prepare
+from kir.fuzz.session import Session, in_ring
+from kir.ir import Axis, Define, Dim, Kernel, Param, Read, Step, Var
+from kir.ops import OPS, op, result_dtype
+from kir.pipeline import Target, choose_steps, expand
+from kir.specialise import bind_defaults, specialise
+from kir.syntax import load as read
+from kir.syntax import parse
+from kir.testing import Example, dims_choices
+
+ROOT = Path(__file__).parent.parent.parent
+WORK = 1 << 11
+"""The greatest product of all dims that is tried."""
+PROFILES = ("integers", "tame", "special", "tame", "wide", "integers", "special")
+TARGETS = ("cpu", "accel", "nvidia")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A kernel, the steps to take, and the target to run it on (None: the interpreter)."""
+
+    name: str
+    spec: Kernel
+    steps: tuple[Step, ...]
+    target: str | None = None
+
+
+class Found(Exception):
+    """Something is wrong: on which rung, and what."""
+
+    def __init__(self, rung: str, message: str) -> None:
+        super().__init__(message)
+        self.rung, self.message = rung, message
+
+
+# --- the ladder --------------------------------------------------------------------------------
+
+
+def climb(program: Program) -> None:
+    """Raise Found at the first rung that shows something wrong."""
+    variant = _static(program)
+    examples = _examples(program.spec, variant.kernel)
+    if program.steps and in_ring(variant):
+        for p in examples:
+            if p.example.profile in ("integers", "tame"):
+                _judge("ring", judge_ring(variant.kernel, p))
+    if program.steps:
+        for p in examples:
+            _judge("numerical", judge_value(variant, p))
+    if program.target is not None:
+        try:
+            loaded = load(variant.kernel, Target(program.target))
+        except (UnsupportedError, MissingHardwareError):
+            return  # said plainly, so nobody is misled
+        for p in examples:
+            for _ in range(2):
+                found = judge_target(loaded, variant, p, program.target)
+                _judge(f"on {program.target}", found)
+
+
+def _static(program: Program) -> Variant:
+    """The derivation, step by step: one that is refused here, or does not check, is a finding."""
+    variant = Variant((), program.spec)
+    try:
+        for step in program.steps:
+            variant = extended(variant, step)
+        if program.target is not None and is_spec(variant.kernel):
+            variant = extended(variant, Step("loops"))
+        check_kernel(variant.kernel)
+    except KirError as error:
+        raise Found("static", error.message) from None
+    return variant
+
+
+def _judge(rung: str, failure: Any) -> None:
+    if failure is not None:
+        raise Found(rung, failure.message)
+
+
+def _examples(spec: Kernel, after: Kernel) -> list[Prepared]:
+    """A few dims, from empty to one past a tile, each under a profile of values."""
+    found = dims_choices(spec, (after,))
+    small = [d for d in found if math.prod(max(n, 1) for n in d.values()) <= WORK] or found[:2]
+    picked = [small[int(k)] for k in np.linspace(0, len(small) - 1, min(len(small), 7))]
+    made = (
+        prepare(spec, Example(tuple(dims.items()), PROFILES[n % len(PROFILES)], n))
+        for n, dims in enumerate(picked)
+    )
+    return [p for p in made if p is not None]
+
+
+# --- what is looked at -------------------------------------------------------------------------
+
+Programs = Callable[[], Iterator[Program]]
+
+
+def rewrites() -> Iterator[Program]:
+    """The programs that the tests of each rewrite use."""
+    for path in sorted((ROOT / "tests" / "rewrites").glob("*.kir")):
+        module = parse(read(path))
+        if module.graphs():
+            continue
+        (kernel,) = module.kernels().values()
+        for name, schedule in module.schedules().items():
+            if name.startswith("good"):
+                yield Program(f"{path.stem} {name}", kernel, schedule.steps)
+
+
+def on(target: str, inner: Programs) -> Programs:
+    """The same programs, run on a target."""
+
+    def programs() -> Iterator[Program]:
+        for p in inner():
+            yield Program(p.name, p.spec, p.steps, target)
+
+    return programs
+
+
+def examples(target: str) -> Programs:
+    """The examples under the target's default schedule."""
+
+    def programs() -> Iterator[Program]:
+        for path in sorted((ROOT / "examples").glob("*.kir")):
+            for kernel in parse(read(path)).kernels().values():
+                special = _with_parameters(kernel)
+                yield Program(path.stem, special, choose_steps(special, Target(target)), target)
+
+    return programs
+
+
+def papers() -> Iterator[Program]:
+    """The kernels from papers under their own derivations."""
+    for path in sorted((ROOT / "examples" / "papers").glob("*.kir")):
+        module = parse(read(path))
+        for name, schedule in module.schedules().items():
+            kernel = module.kernels().get(schedule.kernel)
+            if kernel is not None:
+                steps = expand(schedule, module.schedules())
+                yield Program(f"{path.stem} {name}", _with_parameters(kernel), steps)
+
+
+def _with_parameters(kernel: Kernel) -> Kernel:
+    values = bind_defaults(kernel)
+    return specialise(
+        kernel, {d.name: values[d.name] for d in kernel.dims if d.default is not None}
+    )
+
+
+def operators(target: str) -> Programs:
+    """Each op on each dtype that it takes, and each cast, alone in a kernel."""
+
+    def programs() -> Iterator[Program]:
+        for name in OPS:
+            for dtype in DTYPES.values():
+                kernel = _operator(name, dtype)
+                if kernel is not None:
+                    steps = choose_steps(kernel, Target(target))
+                    yield Program(f"{name} {dtype}", kernel, steps, target)
+        for source in DTYPES.values():
+            for dtype in DTYPES.values():
+                head = f"kernel one[N](x: {source}[N]) -> (y: {dtype}[N])"
+                text = f"{head} {{ y[i: N] = {dtype}(x[i]) }}"
+                (kernel,) = parse(text).kernels().values()
+                yield Program(
+                    f"{source} to {dtype}", kernel, choose_steps(kernel, Target(target)), target
+                )
+
+    return programs
+
+
+def _operator(name: str, dtype: DType) -> Kernel | None:
+    rule = OPS[name].rule
+    types = [dtype] * OPS[name].arity
+    if rule == "select":
+        types[0] = DTYPES["bool"]
+    if rule in ("philox", "rand"):
+        types = [DTYPES["u64"], DTYPES["i64"]]
+    try:
+        made = result_dtype(name, types)
+    except DTypeError:
+        return None
+    if rule in ("philox", "rand") and dtype.name != "f32":
+        return None  # once is enough
+    n = Var("N")
+    inputs = tuple(Param(f"x{k}", t, (n,)) for k, t in enumerate(types))
+    value = op(name, *(Read(p.name, (Var("i"),), p.type) for p in inputs))
+    body = (Define("y", (Axis("i", n),), value),)
+    return Kernel("one", (Dim("N"),), inputs, (Param("y", made, (n,)),), (), body)
+
+
+CORPORA: dict[str, Programs] = {
+    "rewrites": rewrites,
+    "papers": papers,
+    **{f"{t}:rewrites": on(t, rewrites) for t in TARGETS},
+    **{f"{t}:examples": examples(t) for t in TARGETS},
+    **{f"{t}:ops": operators(t) for t in TARGETS},
+}
+"""Beside these, `random` and `TARGET:random` are what the fuzzer makes."""
+
+# --- the search --------------------------------------------------------------------------------
+
+
+def search(names: list[str], seconds: float, seed: int, first: str = "") -> dict[str, Any]:
+    """The first finding, over the corpora in turn, each with its share of the time."""
+    started = time.monotonic()
+    looked = 0
+    for k, name in enumerate(names, 1):
+        until = started + seconds * k / len(names)
+        programs = _random(name, seed) if name.endswith("random") else _sorted(name, first)
+        for program in programs:
+            if time.monotonic() > until:
+                break
+            looked += 1
+            title = program.name if isinstance(program, Program) else "random"
+            try:
+                if isinstance(program, Program):
+                    climb(program)
+                else:
+                    program()
+            except Found as found:
+                return _finding(found.rung, found.message, name, title, looked, started)
+            except (*CRASHES, KirError) as error:  # a bug may show as any crash: that is a finding
+                text = f"{type(error).__name__}: {error}"
+                return _finding("crash", text, name, title, looked, started)
+    return {"caught": False, "programs": looked, "seconds": round(time.monotonic() - started, 2)}
+
+
+def _sorted(name: str, first: str) -> Iterator[Program]:
+    """A corpus, the programs asked for in front."""
+    if not first:
+        yield from CORPORA[name]()
+        return
+    yield from (p for p in CORPORA[name]() if p.name.startswith(first))
+    yield from (p for p in CORPORA[name]() if not p.name.startswith(first))
+
+
+def _random(name: str, seed: int) -> Iterator[Callable[[], None]]:
+    """Kernels of the fuzzer, each with its derivations, as questions to ask."""
+    target = name.removesuffix("random").removesuffix(":") or "interpreter"
+    session = Session(seed, target)
+
+    def question(number: int) -> Callable[[], None]:
+        def ask() -> None:
+            for _, failure in session.kernel(number).failures:
+                kind = {"value": "numerical", "spec": "numerical"}.get(failure.kind, failure.kind)
+                kind = "static" if kind.startswith("check") else kind
+                raise Found(f"on {kind}" if kind in TARGETS else kind, failure.message)
+
+        return ask
+
+    return (question(n) for n in range(1_000_000))
+
+
+def _finding(
+    rung: str, message: str, corpus: str, program: str, looked: int, started: float
+) -> dict[str, Any]:
+    return {
+        "caught": True,
+        "rung": rung,
+        "message": message[:200],
+        "corpus": corpus,
+        "program": program,
+        "programs": looked,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+if __name__ == "__main__":
+    corpora, duration, start, *rest = sys.argv[1:]
+    print(json.dumps(search(corpora.split(","), float(duration), int(start), *rest)))
