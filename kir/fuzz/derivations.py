@@ -24,6 +24,8 @@ LISTED = 300
 """Candidates looked at for one rewrite."""
 TRIES = 5
 """Draws for each step wanted."""
+SHOWN = 2.0
+"""Percent of the refusals that are rendered."""
 LARGE = 150
 """Nodes from which a kernel is not rewritten further: some rewrites copy code."""
 HUGE = 280
@@ -80,6 +82,15 @@ def carefully(variant: Variant, step: Step) -> Variant:
         raise Crashed((*variant.steps, step), crash(error)) from error
 
 
+def show(variant: Variant, step: Step, refusal: RewriteError) -> None:
+    """Render a refusal as a user sees it; Crashed where that fails."""
+    try:
+        refusal.render()
+    except (*CRASHES, KirError) as error:
+        what = f"the refusal cannot be shown: {refusal.message}\n"
+        raise Crashed((*variant.steps, step), crash(error, what)) from error
+
+
 @dataclass
 class Tally:
     """How often each rewrite was applied, and drawn but refused."""
@@ -125,8 +136,10 @@ class Deriver:
         """The variant with one more step, or None where it is refused."""
         try:
             found = carefully(variant, step)
-        except RewriteError:
+        except RewriteError as refusal:
             self.tally.refused[step.rewrite] += 1
+            if self.dice.chance(SHOWN):
+                show(variant, step, refusal)
             return None
         self.tally.applied[step.rewrite] += 1
         return found

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from kir.check import check_kernel
-from kir.errors import KirError, MissingHardwareError, UnsupportedError
+from kir.errors import KirError, MissingHardwareError, RewriteError, UnsupportedError
 from kir.fuzz.cases import CRASHES, INTERPRETER, Case, Failure, crash
 from kir.fuzz.coverage import Coverage, dtypes_of
 from kir.fuzz.derivations import (
@@ -18,6 +18,7 @@ from kir.fuzz.derivations import (
     Variant,
     carefully,
     is_spec,
+    show,
     size_of,
     variants,
 )
@@ -299,7 +300,11 @@ def replayed(base: Kernel, steps: Sequence[Step]) -> Variant:
     """The variant that these steps make; RewriteError where one is refused."""
     variant = Variant((), base)
     for step in steps:
-        variant = carefully(variant, step)
+        try:
+            variant = carefully(variant, step)
+        except RewriteError as refusal:
+            show(variant, step, refusal)
+            raise
     return variant
 
 
