@@ -37,6 +37,7 @@ from kir.rewrites.reduction import ContractFma, ParallelReduce, RFactor
 from kir.rewrites.regroup import Distribute, Join, Regroup
 from kir.rewrites.reuse import Fold, Reuse
 from kir.rewrites.rules import Rule
+from kir.rewrites.skip import Skip
 from kir.rewrites.split import Split
 from kir.rewrites.split_reduction import SplitK, SplitReduction
 from kir.rewrites.stage import Stage, StageOut
@@ -87,6 +88,7 @@ _ALL: tuple[type[Rewrite], ...] = (
     AccumulateIn,
     Fast,
     Online,
+    Skip,
 )
 REWRITES: dict[str, type[Rewrite]] = {r.name: r for r in _ALL}
 
