@@ -351,12 +351,23 @@ def _parts(node: Node) -> tuple[str, ...]:
 
 def children(node: Node) -> Iterator[Node]:
     """The nodes directly below `node`, in the order of its fields."""
-    for name in _parts(node):
-        value = getattr(node, name)
-        if isinstance(value, Node):
-            yield value
-        elif isinstance(value, tuple):
-            yield from (x for x in value if isinstance(x, Node))
+    return iter(_below(node))
+
+
+def _below(node: Node) -> tuple[Node, ...]:
+    """The children, kept on the node: it never changes."""
+    memory: dict[str, Any] = node.__dict__
+    found: tuple[Node, ...] | None = memory.get("_below")
+    if found is None:
+        made: list[Node] = []
+        for name in _parts(node):
+            value = memory[name]
+            if isinstance(value, Node):
+                made.append(value)
+            elif isinstance(value, tuple):
+                made += [x for x in value if isinstance(x, Node)]
+        found = memory["_below"] = tuple(made)
+    return found
 
 
 def walk(node: Node) -> Iterator[Node]:
@@ -365,12 +376,9 @@ def walk(node: Node) -> Iterator[Node]:
     while stack:
         top = stack.pop()
         yield top
-        for name in reversed(_parts(top)):
-            value = getattr(top, name)
-            if isinstance(value, Node):
-                stack.append(value)
-            elif isinstance(value, tuple):
-                stack.extend(x for x in reversed(value) if isinstance(x, Node))
+        below = _below(top)
+        if below:
+            stack.extend(below[::-1])
 
 
 def rebuild(node: N, visit: Callable[[Node], Node]) -> N:

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from kir.ir import Axis, Buffer, Define, Node, Read, Reduce, Store, children, kept, vars_of
+from kir.ir import (
+    Axis,
+    Buffer,
+    Define,
+    If,
+    Loop,
+    Node,
+    Read,
+    Reduce,
+    Stmt,
+    Store,
+    children,
+    kept,
+    vars_of,
+)
 
 
 @kept
@@ -34,9 +48,17 @@ def tensors_in(node: Node) -> frozenset[str]:
 
 
 @kept
+def statements_of(stmt: Stmt) -> tuple[Stmt, ...]:
+    """The statement and all below it, parents first, in the order of the text."""
+    if not isinstance(stmt, (Loop, If)):
+        return (stmt,)
+    return (stmt, *(below for s in stmt.body for below in statements_of(s)))
+
+
+@kept
 def in_loops(node: Node) -> bool:
     """Whether there is no definition and no reduction below."""
     return not isinstance(node, Define | Reduce) and all(in_loops(c) for c in children(node))
 
 
-__all__ = ["declared_in", "in_loops", "kept", "reads_of", "tensors_in", "vars_of"]
+__all__ = ["declared_in", "in_loops", "kept", "reads_of", "statements_of", "tensors_in", "vars_of"]

@@ -38,7 +38,7 @@ from kir.ir import (
     rebuild,
     walk,
 )
-from kir.memo import declared_in, in_loops, tensors_in, vars_of
+from kir.memo import declared_in, in_loops, statements_of, tensors_in, vars_of
 from kir.simplify import simplify
 
 if TYPE_CHECKING:
@@ -154,10 +154,7 @@ def refuse(
 
 def statements(body: Iterable[Stmt]) -> Iterator[Stmt]:
     """All statements below, parents first, in the order of the text."""
-    for stmt in body:
-        yield stmt
-        if isinstance(stmt, Loop | If):
-            yield from statements(stmt.body)
+    return (below for stmt in body for below in statements_of(stmt))
 
 
 def loops_of(body: Iterable[Stmt]) -> Iterator[Loop]:
