@@ -183,7 +183,7 @@ def test_moves_that_look_legal_mostly_are() -> None:
             continue
         assert kernel_hash(changed) != kernel_hash(kernel)
         kinds.add(step.rewrite)
-    assert {"split", "bind", "reorder", "fuse", "contract"} <= kinds
+    assert {"split", "bind", "reorder", "fuse", "stage", "rfactor"} <= kinds
 
 
 def test_unknown_names_are_usage_errors() -> None:
