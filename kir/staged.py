@@ -101,7 +101,7 @@ class Staged:
             return None
         approximates = fused or self.effect == "approximates"
         here = {d.name: dims[d.name] for d in self.kernel.dims}
-        wanted = oracle(self.spec, inputs, dims, contraction=approximates)
+        wanted = oracle(self.spec, inputs, here, contraction=approximates)
         own = oracle(self.kernel, inputs, here, contraction=approximates, loose=approximates)
         for kernel, errors in approximations(self.spec, self.stages):
             there = {d.name: dims[d.name] for d in kernel.dims}
