@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from kir.ir import Buffer, Expr, Kernel, Node, Read, Stmt, Store, const, transform
+from kir.ir import Buffer, Expr, Kernel, Node, Read, Stmt, const
 from kir.ops import op
 from kir.rewrites.base import (
     Block,
@@ -21,7 +21,7 @@ from kir.rewrites.base import (
     path_to,
     refuse,
 )
-from kir.rewrites.window import after, block_of, in_bounds, uses_of
+from kir.rewrites.window import after, block_of, in_bounds, redirect, uses_of
 
 
 @dataclass(frozen=True)
@@ -183,13 +183,4 @@ class SetLayout(Rewrite):
 def moved(stmt: Stmt, tensor: str, at: Callable[[tuple[Expr, ...]], tuple[Expr, ...]]) -> Stmt:
     """The statement with the indices of each access of `tensor` mapped; fills stay."""
 
-    def visit(n: Node) -> Node | None:
-        if isinstance(n, Read) and n.tensor == tensor:
-            return replace(n, indices=at(n.indices))
-        if isinstance(n, Store) and n.target == tensor:
-            return replace(n, indices=at(n.indices))
-        return None
-
-    done = transform(stmt, visit)
-    assert isinstance(done, Stmt)
-    return done
+    return redirect(stmt, tensor, lambda n: replace(n, indices=at(n.indices)))

@@ -7,6 +7,7 @@ outermost loop where they differ comes first, and in one iteration the one that 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from kir.analysis import model_of
 from kir.analysis.depend import resolve
@@ -41,11 +42,19 @@ def unstored(kernel: Kernel, loop: Loop, tensor: str, windows: Sequence[Window])
     leave one of the windows (within the tensor's bounds) without a value; None where neither."""
     model = model_of(kernel)
     axis, _ = resolve(model, loop)
+    return _unstored(model, axis, tensor, tuple(windows))
+
+
+@lru_cache(maxsize=64)
+def _unstored(
+    model: Model, axis: AxisFrame, tensor: str, windows: tuple[Window, ...]
+) -> Node | None:
+    assert axis.loop is not None
     found = [a for a in model.accesses if a.decl.name == tensor and axis in a.frames]
     writes = [a for a in found if a.kind == "write"]
     if not writes:
         return found[0].node
-    depth = writes[0].frames.index(axis) + 1 + len(loop.where)
+    depth = writes[0].frames.index(axis) + 1 + len(axis.loop.where)
     for a in found:
         if a.kind != "write" and not _stored_before(model, a, writes, depth):
             return a.node
@@ -203,7 +212,7 @@ def _collide(
     try:
         if apart != "false" and text.find([apart]) is not None:
             return True
-        if read.kind == "write" or order == "false":
+        if read.kind == "write" or order == "false" or text.find([order]) is None:
             return False
         whole = solve(text.set([order]))
         between = []

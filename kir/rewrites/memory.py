@@ -21,7 +21,6 @@ from kir.ir import (
     Stmt,
     Store,
     const,
-    transform,
     walk,
 )
 from kir.ops import op
@@ -39,7 +38,6 @@ from kir.rewrites.base import (
     replace_stmt,
     require_loops,
 )
-from kir.rewrites.legality import accesses
 from kir.rewrites.window import (
     NoWindow,
     Use,
@@ -52,6 +50,7 @@ from kir.rewrites.window import (
     in_bounds,
     loops_in,
     mentions,
+    redirect,
     uses_of,
     window,
 )
@@ -113,7 +112,7 @@ def check_grid(kernel: Kernel, buffer: Buffer, space: str) -> None:
     if space == "global":
         return
     for loop in loops_of(kernel.body):
-        if loop.kind == "grid" and any(a.tensor == buffer.name for a in accesses((loop,))):
+        if loop.kind == "grid" and mentions(loop, buffer.name):
             refuse(
                 kernel,
                 f"`{buffer.name}` is used inside the grid `{loop.axis.name}`, so it is global",
@@ -384,13 +383,9 @@ def shifted(stmt: Stmt, tensor: str, windows: dict[int, Window], *, padded: bool
             for d, w in windows.items()
         )
 
-    def visit(n: Node) -> Node | None:
-        if isinstance(n, Read) and n.tensor == tensor:
+    def visit(n: Read | Store) -> Node:
+        if isinstance(n, Read):
             return replace(n, indices=at(n.indices), fill=n.fill if padded and windows else None)
-        if isinstance(n, Store) and n.target == tensor:
-            return replace(n, indices=at(n.indices))
-        return None
+        return replace(n, indices=at(n.indices))
 
-    done = transform(stmt, visit)
-    assert isinstance(done, Stmt)
-    return done
+    return redirect(stmt, tensor, visit)

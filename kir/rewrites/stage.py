@@ -54,6 +54,7 @@ from kir.rewrites.window import (
     fills_windows,
     in_bounds,
     mentions,
+    redirect,
     surroundings,
     uses_of,
     window,
@@ -88,16 +89,12 @@ class _Staged:
     def redirected(self, stmt: Stmt, tensor: str) -> Stmt:
         """The statement with every access of `tensor` to the buffer instead."""
 
-        def visit(n: Node) -> Node | None:
-            if isinstance(n, Read) and n.tensor == tensor:
+        def visit(n: Read | Store) -> Node:
+            if isinstance(n, Read):
                 return Read(self.buffer.name, self.at(n.indices), n.type, span=n.span)
-            if isinstance(n, Store) and n.target == tensor:
-                return replace(n, target=self.buffer.name, indices=self.at(n.indices))
-            return None
+            return replace(n, target=self.buffer.name, indices=self.at(n.indices))
 
-        done = transform(stmt, visit)
-        assert isinstance(done, Stmt)
-        return done
+        return redirect(stmt, tensor, visit)
 
     def element(self) -> tuple[dict[int, Expr], tuple[Expr, ...]]:
         """The element that the copy's loops are at: in the window, and in the tensor."""

@@ -7,7 +7,7 @@ to the integer sets of `kir.analysis`, relative to one iteration of the block.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kir.ir import (
@@ -27,6 +27,8 @@ from kir.ir import (
     Var,
     children,
     const,
+    kept,
+    rebuild,
     walk,
 )
 from kir.ops import op
@@ -70,6 +72,10 @@ def _collect(
     tensor: str, body: Iterable[Stmt], around: tuple[Loop | If, ...], found: list[Use]
 ) -> None:
     for s in body:
+        if isinstance(s, Buffer) and s.name == tensor:
+            return
+        if tensor not in touched(s):
+            continue
         if isinstance(s, Loop):
             _reads(tensor, s.axis.extent, around, found)
             for c in s.where:
@@ -83,19 +89,40 @@ def _collect(
                 _reads(tensor, child, around, found)
             if isinstance(s, Store) and s.target == tensor:
                 found.append(Use(Access(tensor, s.indices, s.op or "write", s), around))
-            if isinstance(s, Buffer) and s.name == tensor:
-                return
 
 
 def _reads(tensor: str, expr: Node, around: tuple[Loop | If, ...], found: list[Use]) -> None:
-    for n in walk(expr):
-        if isinstance(n, Read) and n.tensor == tensor:
-            found.append(Use(Access(tensor, n.indices, "read", n), around))
+    if tensor not in touched(expr):
+        return
+    if isinstance(expr, Read) and expr.tensor == tensor:
+        found.append(Use(Access(tensor, expr.indices, "read", expr), around))
+    for child in children(expr):
+        _reads(tensor, child, around, found)
+
+
+@kept
+def touched(node: Node) -> frozenset[str]:
+    """The tensors declared outside that are read or stored to below."""
+    below = frozenset[str]().union(*(touched(c) for c in children(node)))
+    if isinstance(node, Loop | If):
+        return below.difference(s.name for s in node.body if isinstance(s, Buffer))
+    if isinstance(node, Read):
+        return below | {node.tensor}
+    return below | {node.target} if isinstance(node, Store) else below
+
+
+@kept
+def stored(stmt: Stmt) -> frozenset[str]:
+    """The tensors declared outside that a statement stores to."""
+    if isinstance(stmt, Loop | If):
+        below = frozenset[str]().union(*(stored(s) for s in stmt.body))
+        return below.difference(s.name for s in stmt.body if isinstance(s, Buffer))
+    return frozenset((stmt.target,)) if isinstance(stmt, Store) else frozenset()
 
 
 def written_in(body: Iterable[Stmt]) -> set[str]:
     """The tensors that a block stores to."""
-    return {n.target for s in body for n in walk(s) if isinstance(n, Store)}
+    return {name for s in body for name in stored(s)}
 
 
 def changing_in(body: Block) -> set[str]:
@@ -104,12 +131,25 @@ def changing_in(body: Block) -> set[str]:
 
 
 def mentions(stmt: Stmt, tensor: str) -> bool:
-    """Whether a statement reads or stores to `tensor` (declared outside of it)."""
-    return any(
-        (isinstance(n, Read) and n.tensor == tensor)
-        or (isinstance(n, Store) and n.target == tensor)
-        for n in walk(stmt)
-    )
+    """Whether a statement reads or stores to `tensor`."""
+    return tensor in touched(stmt)
+
+
+def redirect(stmt: Stmt, tensor: str, visit: Callable[[Read | Store], Node]) -> Stmt:
+    """The statement with `visit` applied to each access of `tensor`, inner ones first."""
+
+    def go(n: Node) -> Node:
+        if tensor not in touched(n):
+            return n
+        n = rebuild(n, go)
+        mine = (isinstance(n, Read) and n.tensor == tensor) or (
+            isinstance(n, Store) and n.target == tensor
+        )
+        return visit(n) if mine else n  # type: ignore[arg-type]
+
+    done = go(stmt)
+    assert isinstance(done, Stmt)
+    return done
 
 
 # --- windows ---------------------------------------------------------------------------------
@@ -374,17 +414,3 @@ def block_of(body: Block, stmt: Stmt) -> Block:
     last = around[-1]
     assert isinstance(last, Loop | If)
     return last.body
-
-
-def scoped(block: Block) -> Iterator[tuple[Stmt, tuple[Loop | If, ...]]]:
-    """All statements of a block with the loops and guards of it around each."""
-
-    def go(
-        body: Block, around: tuple[Loop | If, ...]
-    ) -> Iterator[tuple[Stmt, tuple[Loop | If, ...]]]:
-        for s in body:
-            yield s, around
-            if isinstance(s, Loop | If):
-                yield from go(s.body, (*around, s))
-
-    return go(block, ())
