@@ -108,6 +108,8 @@ def probe(
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        if last.startswith(("ImportError", "SyntaxError")):
+            raise RuntimeError(f"the probe itself does not run: {last}")
         return {"caught": True, "rung": "crash", "message": last, "seconds": 0.0}
     found: dict[str, Any] = json.loads(lines[-1])
     return found
