@@ -18,7 +18,7 @@ from kir.fuzz.derivations import Deriver, Tally, Variant, extended, instantiate,
 from kir.fuzz.expressions import Dice
 from kir.fuzz.judge import Prepared, judge_check, judge_ring, judge_text, judge_value
 from kir.fuzz.kernels import generate
-from kir.fuzz.session import PLAIN, draw_examples, in_ring
+from kir.fuzz.session import PLAIN, draw_examples
 from kir.fuzz.templates import TEMPLATES, template
 from kir.ir import Kernel, Step
 from kir.rewrites import REWRITES, make_rewrite
@@ -120,8 +120,8 @@ def test_the_meaning_stays_wherever_it_applies(name: str) -> None:
 def judge(name: str, base: Kernel, before: Variant, after: Variant, p: Prepared) -> None:
     found = judge_check(base, after.kernel, [p]) or judge_text(after.kernel)
     found = found or judge_value(after, p)
-    if found is None and in_ring(after) and p.example.profile in PLAIN:
-        found = judge_ring(after.kernel, p)
+    if found is None and p.example.profile in PLAIN:
+        found = judge_ring(after, p)
     assert found is None, f"{found.kind}: {found.message}\n{format_kernel(base)}\n" + "\n".join(
         format_step(s) for s in after.steps
     )

@@ -8,14 +8,13 @@ of them cost a few steps each.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from kir.errors import KirError, RewriteError, ScheduleError
 from kir.fuzz.cases import CRASHES, Failure, crash
 from kir.fuzz.expressions import Dice
-from kir.interpret.rules import OpError
 from kir.ir import Define, Kernel, Reduce, Step, StepArg, walk
 from kir.rewrites import EFFECTS, REWRITES, Effect, canonical, make_rewrite
 from kir.rewrites.base import Domain, Move, Whole
@@ -45,10 +44,6 @@ class Variant:
     kernel: Kernel
     effect: Effect = "exact"
     """The strongest effect that a step had where it was applied."""
-    approximations: tuple[tuple[Kernel, Mapping[str, OpError]], ...] = ()
-    """As `kir.derivation.approximations`: what is not equal in the reals."""
-    in_ring: bool = True
-    """Whether all steps are by laws that the ring has."""
 
 
 def extended(variant: Variant, step: Step) -> Variant:
@@ -56,11 +51,7 @@ def extended(variant: Variant, step: Step) -> Variant:
     before, rewrite = variant.kernel, make_rewrite(step)
     kernel = rewrite.apply(before)
     effect = max(variant.effect, rewrite.effect_on(before), key=EFFECTS.index)
-    errors = rewrite.errors(before)
-    more = ((before, errors),) if errors else ()
-    steps = (*variant.steps, canonical(step))
-    in_ring = variant.in_ring and rewrite.in_ring(before)
-    return Variant(steps, kernel, effect, (*variant.approximations, *more), in_ring)
+    return Variant((*variant.steps, canonical(step)), kernel, effect)
 
 
 class Crashed(Exception):

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 from kir.check import check_kernel
 from kir.errors import KirError, MissingHardwareError, RewriteError, UnsupportedError
 from kir.fuzz.cases import CRASHES, INTERPRETER, Case, Failure, crash
-from kir.fuzz.coverage import Coverage, dtypes_of
+from kir.fuzz.coverage import Coverage
 from kir.fuzz.derivations import (
     Crashed,
     Deriver,
     Tally,
     Variant,
     carefully,
+    extended,
     is_spec,
     show,
     size_of,
@@ -39,8 +40,8 @@ from kir.fuzz.judge import (
 from kir.fuzz.kernels import generate
 from kir.inputs import index_bounds
 from kir.ir import Kernel, Step
-from kir.pipeline import Target
-from kir.rewrites import REWRITES, make_rewrite
+from kir.pipeline import LOOPS, Target
+from kir.rewrites import REWRITES
 from kir.specialise import evaluate, specialise
 from kir.testing import Example
 
@@ -189,9 +190,9 @@ class Session:
         if found is not None:
             return p, found
         plain = [q for q in prepared if q.example.profile in PLAIN]
-        if plain and in_ring(variant):
+        if plain:
             q = plain[(turn + 1) % len(plain)]
-            found = judge_ring(variant.kernel, q)
+            found = judge_ring(variant, q)
             if found is not None:
                 return q, found
         return None
@@ -212,33 +213,24 @@ class Session:
         self, case: Case, variant: Variant, prepared: Sequence[Prepared], outcome: Outcome
     ) -> None:
         """Compile and run; what a backend does not express counts as unsupported."""
-        kernel = variant.kernel
-        if is_spec(kernel):
-            kernel = make_rewrite(Step("loops")).apply(kernel)
-        if size_of(kernel) > COMPILED:
+        if is_spec(variant.kernel):
+            variant = extended(variant, LOOPS[0])
+            case = replace(case, steps=variant.steps)
+        if size_of(variant.kernel) > COMPILED:
             outcome.counts["too large"] += 1
             outcome.counts["pairs"] -= 1
             return
         try:
-            program = load(kernel, Target(self.target))
+            program = load(variant.kernel, Target(self.target))
         except (UnsupportedError, MissingHardwareError):
             outcome.counts["unsupported"] += 1
             outcome.counts["pairs"] -= 1
             return
         for p in prepared:
-            found = judge_target(program, replace(variant, kernel=kernel), p, self.target)
+            found = judge_target(program, variant, p, self.target)
             if found is not None:
                 outcome.failures.append((with_example(case, p), found))
                 return
-
-
-def in_ring(variant: Variant) -> bool:
-    """Whether the ring has something to say: not where ops were replaced by what is near them, nor
-    of f8e4m3, whose identity of `max` is a number, nor of constants rounded to eight bits."""
-    if not variant.in_ring:
-        return False
-    eight = {"f8e4m3"} if variant.effect != "approximates" else {"f8e4m3", "f8e5m2"}
-    return eight.isdisjoint(dtypes_of(variant.kernel))
 
 
 def with_example(case: Case, prepared: Prepared) -> Case:
@@ -284,15 +276,14 @@ def _judge_steps(case: Case, base: Kernel) -> Failure | None:
     if found is not None or prepared is None:
         return found
     if case.target != INTERPRETER:
-        kernel = variant.kernel
-        if is_spec(kernel):
-            kernel = make_rewrite(Step("loops")).apply(kernel)
-        program = load(kernel, Target(case.target))
-        return judge_target(program, replace(variant, kernel=kernel), prepared, case.target)
+        if is_spec(variant.kernel):
+            variant = extended(variant, LOOPS[0])
+        program = load(variant.kernel, Target(case.target))
+        return judge_target(program, variant, prepared, case.target)
     found = judge_value(variant, prepared)
     plain = prepared.example.profile in PLAIN
-    if found is None and plain and in_ring(variant):
-        found = judge_ring(variant.kernel, prepared)
+    if found is None and plain:
+        found = judge_ring(variant, prepared)
     return found
 
 
