@@ -19,12 +19,13 @@ from kir.inputs import random_inputs
 from kir.interpret import run
 from kir.ir import Axis, Expr, Kernel, Loop, Step, Stmt, Store, Var, const, substitute
 from kir.ops import op
+from kir.pipeline import compile as compile_kernel
 from kir.rewrites import apply_step, legal_moves
 from kir.rewrites.base import buffers_of, loops_of
-from kir.rewrites.stage import Stage
+from kir.rewrites.stage import Stage, StageOut
 from kir.rewrites.window import NoWindow, Window, disjoint, uses_of, window
 from kir.simplify import simplify
-from kir.syntax import format_kernel, parse_kernel
+from kir.syntax import format_kernel, parse, parse_kernel
 from kir.testing import assert_equivalent
 
 
@@ -256,6 +257,58 @@ def test_names_of_a_moved_producer_are_its_own() -> None:
     names = [loop.axis.name for loop in loops_of(after.body)]
     assert len(names) == len(set(names))
     assert_equivalent(k, after, exact=True)
+
+
+def test_a_product_over_packed_panels_runs_on_the_cpu() -> None:
+    module = parse(
+        """kernel product[M, N, K](a: f32[M, K], b: f32[K, N]) -> (c: f32[M, N]) {
+          c[i: M, j: N] = sum(k: K) a[i, k] * b[k, j]
+        }
+        schedule packed of product {
+          loops()
+          split(j, 16)
+          split(i, 4)
+          split(j_o, 4, outer = j_b)
+          fission(j)
+          reorder((k, j))
+          reorder((j_b, i_o, i, j_o))
+          stage(b, j_b, local, pack = (1, 16))
+          stage(a, i_o, local, order = (1, 0), pad = (1,))
+          bind((j, j_2), tile)
+          unmask(j)
+          bind(j_b, grid)
+        }"""
+    )
+    spec = module.kernels()["product"]
+    done = replay(spec, module.schedules()["packed"].steps)[-1][1]
+    check_kernel(done)
+    panels, rows = (b for b in buffers_of(done.body) if b.space == "local")
+    assert panels.shape == (const(4), Var("K"), const(16))
+    assert rows.shape == (Var("K"), const(5))
+    assert "b_local[j_o, k, j]" in format_kernel(done)  # a panel is read whole, unmasked
+    inputs: dict[str, np.ndarray[Any, Any]] = {
+        "a": np.arange(9 * 5, dtype=np.float32).reshape(9, 5) % 7,
+        "b": np.arange(5 * 71, dtype=np.float32).reshape(5, 71) % 5,
+    }
+    got = compile_kernel(done, "cpu")(inputs)["c"]
+    np.testing.assert_array_equal(got, inputs["a"] @ inputs["b"])
+
+
+def test_staging_updates_is_exact_where_their_order_is() -> None:
+    for dtype, update, effect in (
+        ("i32", "+", "exact"),
+        ("i32", "max", "exact"),
+        ("f32", "+", "reassociates"),
+        ("f32", "max", "reassociates"),  # the sign of a zero
+    ):
+        spaced = f" {update}"
+        k = kernel(
+            f"[N](x: {dtype}[N]) -> (y: {dtype}[N])",
+            f"""for i: N {{ y[i] = x[i] }}
+            for j: 4 {{ for k: N {{ y[k]{spaced}= x[k] }} }}""",
+        )
+        assert StageOut("y", "j").effect_on(k) == effect
+        assert_equivalent(k, apply_step(k, step("stage_out", "y", "j")))
 
 
 # --- reuse, fold ---------------------------------------------------------------------------------
