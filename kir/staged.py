@@ -100,12 +100,12 @@ class Staged:
         if not self.loosens:
             return None
         approximates = fused or self.effect == "approximates"
-        here = {d.name: dims[d.name] for d in self.kernel.dims}
-        wanted = oracle(self.spec, inputs, here, contraction=approximates)
-        own = oracle(self.kernel, inputs, here, contraction=approximates, loose=approximates)
+        wanted = oracle(self.spec, inputs, _dims_of(self.spec, dims), approximates)
+        here = _dims_of(self.kernel, dims)
+        loose = self.effect == "approximates"
+        own = oracle(self.kernel, inputs, here, approximates, loose=loose)
         for kernel, errors in approximations(self.spec, self.stages):
-            there = {d.name: dims[d.name] for d in kernel.dims}
-            more = oracle(kernel, inputs, there, contraction=True, errors=errors)
+            more = oracle(kernel, inputs, _dims_of(kernel, dims), contraction=True, errors=errors)
             wanted = {n: replace(w, bound=w.bound + more[n].bound) for n, w in wanted.items()}
         return {n: loosened(w, own[n], overflows) for n, w in wanted.items()}
 
@@ -158,9 +158,7 @@ class Staged:
     ) -> dict[str, Residues]:
         """The kernel before the step of this number, on random field elements."""
         kernel = self.before(number)
-        return run_ring(
-            kernel, inputs, {d.name: dims[d.name] for d in kernel.dims}, seed, self.levels
-        )
+        return run_ring(kernel, inputs, _dims_of(kernel, dims), seed, self.levels)
 
 
 @dataclass
@@ -177,6 +175,11 @@ class RingResult:
     def add(self, found: Mapping[str, Difference]) -> None:
         self.elements += sum(d.wrong.size for d in found.values())
         self.unsure += sum(int(d.unsure.sum()) for d in found.values())
+
+
+def _dims_of(kernel: Kernel, dims: Mapping[str, int]) -> dict[str, int]:
+    """Those of `dims` that are still open in `kernel`."""
+    return {d.name: dims[d.name] for d in kernel.dims}
 
 
 def _differences(

@@ -37,6 +37,7 @@ SUM = "kernel total[M, N](x: f32[M, N]) -> (y: f32[M]) { y[i: M] = sum(j: N) x[i
 WRONG: dict[str, str] = {
     "last": SUM.replace("j: N", "j: N - 1"),
     "doubled": SUM.replace("0.1", "0.2"),
+    "by": SUM.replace("x[i, j] * 0.1", "f32(f16(x[i, j])) * 3.0"),
     "half": SUM.replace("x[i, j] * 0.1", "f32(f16(x[i, j] * 0.1))"),
 }
 
@@ -170,6 +171,13 @@ def test_laws_of_the_reals_may_use_the_bound_of_what_they_make() -> None:
     assert loose["y"].bound[0] > 1e-8
     report = verify(made.spec, module=module_of(*steps, text=text)[1], schedule="s", examples=30)
     assert not report.rungs[1].skipped
+
+
+def test_parameters_are_bound_before_a_derivation() -> None:
+    text = SUM.replace("[M, N](", "[M, N, by = 3](").replace("0.1", "f32(by)")
+    spec, module = module_of(Step("swap_near", ("by",)), Step("loops"), text=text)
+    report = verify(spec, module=module, schedule="s", examples=20)
+    assert report.loosened > 0
 
 
 def test_exact_derivations_get_the_bound_of_the_spec_alone() -> None:
