@@ -11,7 +11,6 @@ from kir.dtypes import DType, f8e4m3
 from kir.ir import (
     Cast,
     Const,
-    Define,
     Expr,
     Kernel,
     Op,
@@ -19,13 +18,14 @@ from kir.ir import (
     Stmt,
 )
 from kir.ops import op
-from kir.rewrites.base import Effect, Move, Rewrite, free_vars, refuse, replace_stmt, statements
+from kir.rewrites.base import Effect, Move, Rewrite, free_vars, refuse, replace_stmt
 from kir.rewrites.outline import new_name, outlined
 from kir.rewrites.places import (
     Place,
-    find_define,
     find_place,
+    find_valued,
     in_bounds,
+    moves,
     never_empty,
     not_empty,
     places,
@@ -35,7 +35,7 @@ from kir.rewrites.places import (
 
 @dataclass(frozen=True)
 class Factor(Rewrite):
-    """`factor(def, path = (0), into = name)`: factors and divisors that do not depend on a
+    """`factor(def, path = (0), into = name, nth = 0)`: factors and divisors that do not depend on a
     reduction's indices leave it.
 
     Before::
@@ -48,7 +48,8 @@ class Factor(Rewrite):
         o[i: M] = bf16(num[i] / l[i])
 
     `path` is the place of the reduction, by default the first that something leaves; `into` gives
-    what remains of the reduction a definition of its own. Out of a `sum` all factors and divisors
+    what remains of the reduction a definition of its own; `nth` says which statement, where several
+    store to the name. Out of a `sum` all factors and divisors
     leave; through casts between floats too, which then round other values. Out of `max` and `min`
     go constants and signs, out of `all` and `any` what does not depend on the index. Where the
     reduction may have no term at all, the result is guarded: `a * 0` is not 0 for an infinite `a`.
@@ -60,6 +61,7 @@ class Factor(Rewrite):
     definition: str
     path: tuple[int, ...] | None = None
     into: str | None = None
+    nth: int = 0
 
     def edit(self, kernel: Kernel) -> Kernel:
         place, found = self._found(kernel)
@@ -103,7 +105,7 @@ class Factor(Rewrite):
         return op("select", not_empty(reduction.axes), new, Const(0.0, new.dtype))
 
     def _found(self, kernel: Kernel) -> tuple[Place, _Peeled]:
-        stmt = find_define(kernel, self.definition)
+        stmt = find_valued(kernel, self.definition, self.nth)
         if self.path is not None:
             place = find_place(kernel, stmt, self.path)
             if not isinstance(place.expr, Reduce):
@@ -124,11 +126,7 @@ class Factor(Rewrite):
 
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:
-        for stmt in statements(kernel.body):
-            if isinstance(stmt, Define):
-                for p in places(stmt):
-                    if isinstance(p.expr, Reduce) and _peeled(p.expr) is not None:
-                        yield Move(cls.name, (("definition", stmt.name), ("path", p.path)))
+        return moves(cls.name, kernel, lambda p: _leaves(p.expr))
 
     def effect_on(self, kernel: Kernel) -> Effect:
         place, found = self._found(kernel)
@@ -182,6 +180,10 @@ class _Peeled:
 
     def _typed(self, e: Expr) -> Expr:
         return e if e.dtype == self.dtype else Cast(e, self.dtype)
+
+
+def _leaves(e: Expr) -> bool:
+    return isinstance(e, Reduce) and _peeled(e) is not None
 
 
 def _peeled(reduction: Reduce) -> _Peeled | None:

@@ -85,11 +85,12 @@ def _largest(kernel: Kernel, left_alone: set[Key]) -> tuple[Key, list[_Occurrenc
     for block in _blocks(kernel):
         found: dict[Key, list[_Occurrence]] = {}
         for stmt in block:
-            if isinstance(stmt, Define) and len(stmt.axes) == len(stmt.dims):
-                for place in places(stmt):
-                    if not place.fixed and _worth(place.expr, stored):
-                        key, indices = _key(place)
-                        found.setdefault(key, []).append(_Occurrence(place, indices))
+            if not isinstance(stmt, Define | Store) or _recurs(stmt):
+                continue
+            for place in places(stmt):
+                if not place.fixed and _worth(place, stored):
+                    key, indices = _key(place)
+                    found.setdefault(key, []).append(_Occurrence(place, indices))
         for key, occurrences in found.items():
             size = sum(1 for _ in walk(key[0]))
             if len(occurrences) > 1 and key not in left_alone and (not best or size > best[0]):
@@ -105,8 +106,16 @@ def _blocks(kernel: Kernel) -> Iterator[Block]:
             yield body
 
 
-def _worth(e: Expr, stored: set[str]) -> bool:
-    """Whether `e` computes something out of tensors that do not change."""
+def _recurs(stmt: Define | Store) -> bool:
+    return isinstance(stmt, Define) and len(stmt.axes) < len(stmt.dims)
+
+
+def _worth(place: Place, stored: set[str]) -> bool:
+    """Whether the part computes something out of tensors that do not change; of what statements
+    store (a scalar output), only reductions become definitions."""
+    e = place.expr
+    if isinstance(place.stmt, Store) and not any(isinstance(n, Reduce) for n in walk(e)):
+        return False
     reads = [n.tensor for n in walk(e) if isinstance(n, Read)]
     bare = isinstance(e, Read) and e.fill is None
     return not bare and bool(reads) and not stored.intersection(reads)
@@ -150,7 +159,7 @@ def _key(place: Place) -> tuple[Key, tuple[Axis, ...]]:
 def _shared(kernel: Kernel, occurrences: list[_Occurrence]) -> Kernel | None:
     """The kernel that computes the part once; None where that cannot be."""
     first = occurrences[0].place
-    if not first.path:
+    if not first.path and isinstance(first.stmt, Define):
         return _read_from(kernel, occurrences)
     try:
         (made,), read = outlined(kernel, first, None)

@@ -38,10 +38,8 @@ from kir.rewrites.places import (
     find_place,
     find_valued,
     in_bounds,
-    name_of,
-    places,
+    moves,
     replace_at,
-    valued,
 )
 from kir.syntax.scope import RESERVED
 
@@ -80,7 +78,7 @@ class Outline(Rewrite):
 
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:
-        return (_move(cls.name, place, nth) for place, nth in _parts(kernel))
+        return moves(cls.name, kernel, _worth)
 
 
 @dataclass(frozen=True)
@@ -142,9 +140,10 @@ class Hoist(Rewrite):
 
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:
-        for place, nth in _parts(kernel):
-            if _invariant(place) or _left(kernel, place):
-                yield _move(cls.name, place, nth)
+        def fits(p: Place) -> bool:
+            return _worth(p) and (_invariant(p) or bool(_left(kernel, p)))
+
+        return moves(cls.name, kernel, fits)
 
 
 def _left(kernel: Kernel, place: Place) -> list[Loop]:
@@ -189,17 +188,9 @@ def _listed(axes: tuple[Axis, ...]) -> str:
     return f": {names}" if names else ", and there is none"
 
 
-def _parts(kernel: Kernel) -> Iterator[tuple[Place, int]]:
-    """The places worth a name: more than a literal, an index or a read."""
-    for stmt, nth in valued(kernel):
-        for place in places(stmt):
-            if place.path and not place.fixed and not _trivial(place.expr):
-                yield place, nth
-
-
-def _move(name: str, place: Place, nth: int) -> Move:
-    chosen = (("nth", nth),) if nth else ()
-    return Move(name, (("definition", name_of(place.stmt)), ("path", place.path), *chosen))
+def _worth(place: Place) -> bool:
+    """Whether the place is worth a name: more than a literal, an index or a read."""
+    return bool(place.path) and not place.fixed and not _trivial(place.expr)
 
 
 def _trivial(e: Expr) -> bool:
@@ -215,9 +206,11 @@ def outlined(kernel: Kernel, place: Place, into: str | None) -> tuple[Block, Exp
         refuse(kernel, "a literal, an index or a read needs no name", node=e)
     if place.fixed:
         refuse(kernel, "an index or a condition of a reduction stays as it is", node=e)
-    if isinstance(place.stmt, Define):
+    reduces = place.reductions or any(isinstance(n, Reduce) for n in walk(e))
+    if isinstance(place.stmt, Define) or reduces:
         return _definition(kernel, place, name)
-    return _register(kernel, place, name)
+    made = Buffer(name, e.dtype, (), "reg")
+    return (made, Store(name, (), e)), Read(name, (), e.dtype)
 
 
 def new_name(kernel: Kernel, wanted: str | None, base: str) -> str:
@@ -257,13 +250,3 @@ def _definition(kernel: Kernel, place: Place, name: str) -> tuple[Block, Expr]:
         )
     read = Read(name, tuple(Var(a.name) for a in axes), e.dtype)
     return (Define(name, axes, e),), read
-
-
-def _register(kernel: Kernel, place: Place, name: str) -> tuple[Block, Expr]:
-    """A value in `reg` ahead of a store: all loops around stay around."""
-    e = place.expr
-    for n in (*place.reductions, *walk(e)):
-        if isinstance(n, Reduce):
-            refuse(kernel, "a reduction is not in loops yet", node=n, hint="`loops()` makes loops")
-    made = Buffer(name, e.dtype, (), "reg")
-    return (made, Store(name, (), e)), Read(name, (), e.dtype)

@@ -37,7 +37,7 @@ from kir.ir import (
     walk,
 )
 from kir.ops import op
-from kir.rewrites.base import Block, free_vars, path_to, refuse, replace_stmt, statements
+from kir.rewrites.base import Block, Move, free_vars, path_to, refuse, replace_stmt, statements
 from kir.simplify import simplify
 
 Path = tuple[int, ...]
@@ -138,6 +138,15 @@ def valued(kernel: Kernel) -> Iterator[tuple[Valued, int]]:
             name = name_of(s)
             yield s, seen.setdefault(name, 0)
             seen[name] += 1
+
+
+def moves(rewrite: str, kernel: Kernel, fits: Callable[[Place], bool]) -> Iterator[Move]:
+    """The moves at the places of definitions and stores that fit, addressed by name and path."""
+    for stmt, nth in valued(kernel):
+        chosen = (("nth", nth),) if nth else ()
+        for p in places(stmt):
+            if fits(p):
+                yield Move(rewrite, (("definition", name_of(stmt)), ("path", p.path), *chosen))
 
 
 def _unknown(kernel: Kernel, name: str, known: Sequence[str]) -> None:

@@ -10,7 +10,6 @@ from kir.ir import (
     REDUCTIONS,
     Axis,
     Const,
-    Define,
     Expr,
     Kernel,
     Node,
@@ -31,14 +30,14 @@ from kir.rewrites.base import (
     fresh,
     names_in,
     refuse,
-    statements,
 )
 from kir.rewrites.places import (
     Path,
     Place,
-    find_define,
     find_place,
+    find_valued,
     in_bounds,
+    moves,
     never_empty,
     not_empty,
     places,
@@ -51,7 +50,7 @@ EXCHANGED = ("sum", "prod", "max", "min", "all", "any")
 
 @dataclass(frozen=True)
 class Distribute(Rewrite):
-    """`distribute(def, path = (0))`: a product goes into a sum, a sum of sums apart.
+    """`distribute(def, path = (0), nth = 0)`: a product goes into a sum, a sum of sums apart.
 
     Before::
 
@@ -72,6 +71,7 @@ class Distribute(Rewrite):
     effect: ClassVar[Effect] = "reassociates"
     definition: str
     path: tuple[int, ...] | None = None
+    nth: int = 0
 
     def edit(self, kernel: Kernel) -> Kernel:
         place = self._place(kernel)
@@ -81,7 +81,7 @@ class Distribute(Rewrite):
         return replace_at(kernel, place, new)
 
     def _place(self, kernel: Kernel) -> Place:
-        stmt = find_define(kernel, self.definition)
+        stmt = find_valued(kernel, self.definition, self.nth)
         if self.path is not None:
             place = find_place(kernel, stmt, self.path)
             if place.fixed:
@@ -94,11 +94,9 @@ class Distribute(Rewrite):
 
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:
-        for stmt in statements(kernel.body):
-            if isinstance(stmt, Define):
-                for p in places(stmt):
-                    if not p.fixed and _distributed(p.expr, set()) is not None:
-                        yield Move(cls.name, (("definition", stmt.name), ("path", p.path)))
+        return moves(
+            cls.name, kernel, lambda p: not p.fixed and _distributed(p.expr, set()) is not None
+        )
 
     def effect_on(self, kernel: Kernel) -> Effect:
         return "reassociates" if self._place(kernel).expr.dtype.is_float else "exact"
@@ -166,7 +164,7 @@ def _renamed(e: Reduce, names: Mapping[str, str]) -> Reduce:
 
 @dataclass(frozen=True)
 class Join(Rewrite):
-    """`join(def, path = (0))`: two sums over equal ranges become one; `distribute` undoes it.
+    """`join(def, path = (0), nth = 0)`: two sums over equal ranges become one.
 
     Before::
 
@@ -177,13 +175,15 @@ class Join(Rewrite):
         y[i: M] = sum(j: N) x[i, j] + z[j]
 
     Of two sums their sum or difference, of two `max` the `max`, and so for `prod`, `min`, `all`
-    and `any`. At `path`, by default the first place. Refused where ranges or conditions differ.
+    and `any`. At `path`, by default the first place; `distribute` undoes it. Refused where ranges
+    or conditions differ.
     """
 
     name: ClassVar[str] = "join"
     effect: ClassVar[Effect] = "reassociates"
     definition: str
     path: tuple[int, ...] | None = None
+    nth: int = 0
 
     def edit(self, kernel: Kernel) -> Kernel:
         place = self._place(kernel)
@@ -193,7 +193,7 @@ class Join(Rewrite):
         return replace_at(kernel, place, new)
 
     def _place(self, kernel: Kernel) -> Place:
-        stmt = find_define(kernel, self.definition)
+        stmt = find_valued(kernel, self.definition, self.nth)
         if self.path is not None:
             return find_place(kernel, stmt, self.path)
         for found in places(stmt):
@@ -203,11 +203,7 @@ class Join(Rewrite):
 
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:
-        for stmt in statements(kernel.body):
-            if isinstance(stmt, Define):
-                for p in places(stmt):
-                    if _joined(p.expr) is not None:
-                        yield Move(cls.name, (("definition", stmt.name), ("path", p.path)))
+        return moves(cls.name, kernel, lambda p: _joined(p.expr) is not None)
 
     def effect_on(self, kernel: Kernel) -> Effect:
         e = self._place(kernel).expr
@@ -237,8 +233,8 @@ def _joined(e: Expr) -> Expr | None:
 
 @dataclass(frozen=True)
 class Regroup(Rewrite):
-    """`regroup(def, path)`: a sum inside a sum changes places with it; each factor goes as far out
-    as its indices let it.
+    """`regroup(def, path, nth = 0)`: a sum inside a sum changes places with it; each factor goes
+    as far out as its indices let it.
 
     Before::
 
@@ -257,9 +253,10 @@ class Regroup(Rewrite):
     effect: ClassVar[Effect] = "reassociates"
     definition: str
     path: tuple[int, ...]
+    nth: int = 0
 
     def edit(self, kernel: Kernel) -> Kernel:
-        stmt = find_define(kernel, self.definition)
+        stmt = find_valued(kernel, self.definition, self.nth)
         inner = find_place(kernel, stmt, self.path)
         nest = _nest(inner)
         if isinstance(nest, str):
@@ -313,14 +310,12 @@ class Regroup(Rewrite):
 
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:
-        for stmt in statements(kernel.body):
-            if isinstance(stmt, Define):
-                for p in places(stmt):
-                    if isinstance(p.expr, Reduce) and not isinstance(_nest(p), str):
-                        yield Move(cls.name, (("definition", stmt.name), ("path", p.path)))
+        return moves(
+            cls.name, kernel, lambda p: isinstance(p.expr, Reduce) and not isinstance(_nest(p), str)
+        )
 
     def effect_on(self, kernel: Kernel) -> Effect:
-        place = find_place(kernel, find_define(kernel, self.definition), self.path)
+        place = find_place(kernel, find_valued(kernel, self.definition, self.nth), self.path)
         nest = _nest(place)
         order_free = isinstance(nest, _Nest) and nest.inner.name not in ("sum", "prod")
         return "exact" if order_free or not place.expr.dtype.is_float else "reassociates"
