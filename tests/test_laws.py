@@ -165,6 +165,7 @@ def test_other_laws_keep_their_bound(law: Law, dtype: DType) -> None:
 
 FLOATS = [w for w in LAWS.values() if "float" in w.kinds]
 
+
 def over_rows(e: Expr) -> Kernel:
     """A kernel that computes `e` for each element of its inputs."""
 
