@@ -31,6 +31,7 @@ from kir.rewrites.legality import (
     fusion_conflict,
     order_across,
     order_of_blocks,
+    parallel_conflict,
     stored_in,
 )
 from kir.simplify import simplify
@@ -53,7 +54,8 @@ class Fuse(Rewrite):
         }
 
     Statements between them move before or behind where they are independent. Masks that differ
-    become guards. Refused where an iteration of `j` needs a later one of `i`.
+    become guards. Refused where an iteration of `j` needs a later one of `i`; of a grid or tile,
+    any other one.
     """
 
     name: ClassVar[str] = "fuse"
@@ -236,7 +238,15 @@ def _fused(kernel: Kernel, a: Loop, b: Loop, given: Kernel) -> tuple[Kernel, Loo
         before, after = _moved(given, a, b, block[k + 1 : at])
         return (*block[:k], *before, new, *after, *block[at + 1 :])
 
-    return edit_block(kernel, a, edit), new
+    made = edit_block(kernel, a, edit)
+    if a.kind in ("grid", "tile"):
+        found = parallel_conflict(made, new)
+        if found:
+            message = (
+                f"with `{b.axis.name}` in it the {a.kind} `{a.axis.name}` carries a dependence"
+            )
+            refuse(given, f"{message}: {found}", node=find_loop(given, b.axis.name))
+    return made, new
 
 
 def _effect(kernel: Kernel, a: Loop, b: Loop) -> Effect:

@@ -47,6 +47,7 @@ from kir.rewrites.legality import (
     fission_conflict,
     order_across,
     order_of_updates,
+    parallel_conflict,
     reorder_conflict,
     stored_in,
 )
@@ -82,7 +83,9 @@ class Reorder(Rewrite):
         new = self._permuted(kernel, chain, order)
         self._check(kernel, chain, order, new)
         check_grids(kernel, chain[0], new)
-        return replace_stmt(kernel, chain[0], (new,))
+        made = replace_stmt(kernel, chain[0], (new,))
+        self._check_promises(kernel, chain, made, new)
+        return made
 
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:
@@ -167,6 +170,17 @@ class Reorder(Rewrite):
                 a, b = outer.axis.name, inner.axis.name
                 refuse(kernel, f"`{a}` and `{b}` cannot change places: {found}", node=outer)
             return
+
+    def _check_promises(self, kernel: Kernel, chain: list[Loop], made: Kernel, new: Loop) -> None:
+        """A grid or tile that comes around other loops carries no dependence there either."""
+        moved = {inner.axis.name: inner for _, inner in _swapped(chain, self._order(chain), new)}
+        for loop in chain:
+            inner = moved.get(loop.axis.name)
+            if inner is not None and inner.kind in ("grid", "tile"):
+                found = parallel_conflict(made, inner)
+                if found:
+                    message = f"around other loops `{inner.axis.name}` would carry a dependence"
+                    refuse(kernel, f"{message}: {found}", node=loop)
 
 
 def _swapped(chain: list[Loop], order: list[str], new: Loop) -> Iterator[tuple[Loop, Loop]]:
@@ -415,6 +429,13 @@ class Fission(Rewrite):
     def _check_buffer(self, kernel: Kernel, loop: Loop, b: Buffer) -> None:
         if any(self.loop in var_names(e) for e in b.shape):
             refuse(kernel, f"the shape of `{b.name}` depends on `{self.loop}`", node=b)
+        if loop.kind == "grid" and b.space != "global":
+            refuse(
+                kernel,
+                f"`{b.name}` in {b.space} is one program's, and the pieces would share it",
+                node=b,
+                hint=f"`set_space({b.name}, global)`",
+            )
         if b.space == "reg" and not isinstance(loop.axis.extent, Const):
             refuse(
                 kernel,
