@@ -25,6 +25,7 @@ from kir.rewrites.fuse import Fuse, Merge
 from kir.rewrites.inline import Inline, Recompute
 from kir.rewrites.kinds import Bind, Hint, Unroll, Vectorise
 from kir.rewrites.layout import SetLayout
+from kir.rewrites.lift import Lift
 from kir.rewrites.loops import Fission, Reorder, Swizzle
 from kir.rewrites.lower import Loops
 from kir.rewrites.masks import Unmask
@@ -75,6 +76,7 @@ _ALL: tuple[type[Rewrite], ...] = (
     Stage,
     ComputeAt,
     StageOut,
+    Lift,
     SetLayout,
     Reuse,
     Fold,
