@@ -1,7 +1,8 @@
 # Two commands set up a fresh machine (Python 3.11 to 3.13, make, a C compiler) and use it:
 #   make demo   make the environment, then run the main job on an example
 #   make test   make the environment, then run all tests
-.PHONY: demo test lint format goldens clean
+#   make planted-bugs   see which of the known bugs the verifier finds (half an hour)
+.PHONY: demo test lint format goldens planted-bugs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -26,7 +27,12 @@ lint: .venv/ready
 
 # rewrite the expected outputs after a change that is meant
 goldens: .venv/ready
-	$(BIN)/python -m pytest tests/test_errors.py --update-goldens
+	$(BIN)/python -m pytest tests/test_errors.py tests/test_rewrite_cases.py tests/test_docs.py \
+		tests/test_replay.py --update-goldens
+
+# plant known bugs in copies of the tree, one at a time
+planted-bugs: .venv/ready
+	$(BIN)/python -m tests.planted.run --json benchmarks/results/planted_bugs.json
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .
