@@ -16,6 +16,8 @@ from kir.ir import (
     Graph,
     Kernel,
     Module,
+    Read,
+    Stmt,
     Store,
     Var,
     const,
@@ -157,6 +159,7 @@ class _Fusion:
         """The first kernel, fit to have its other outputs as temporaries: a definition may be one
         as it is, what is stored to becomes a buffer."""
         gone = [p for p in a.outputs if p.name not in kept]
+        a = replace(a, body=tuple(_defined(s, a, {p.name for p in gone}) for s in a.body))
         stored = {s.target for s in statements(a.body) if isinstance(s, Store)}
         nested = {
             d.name
@@ -213,6 +216,15 @@ class _Fusion:
                 constraints.append(op("eq", substitute(left, solved), substitute(right, solved)))
         b = replace(b, dims=tuple(d for d in b.dims if d.name not in solved))
         return substitute(b, solved), tuple(substitute(c, solved) for c in constraints)
+
+
+def _defined(s: Stmt, kernel: Kernel, gone: set[str]) -> Stmt:
+    """The one store to an output without dims, as the definition that it is of a temporary."""
+    if not isinstance(s, Store) or s.target not in gone or s.indices or s.op is not None:
+        return s
+    others = [x for x in statements(kernel.body) if isinstance(x, Store) and x.target == s.target]
+    reads = any(isinstance(n, Read) and n.tensor == s.target for n in walk(s.value))
+    return s if len(others) > 1 or reads else Define(s.target, (), s.value, span=s.span)
 
 
 def _solution(e: Expr, unknown: set[str]) -> tuple[str, Expr] | None:

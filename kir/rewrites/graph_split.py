@@ -18,11 +18,13 @@ from kir.ir import (
     Kernel,
     Loop,
     Module,
+    Node,
     Param,
     Read,
     Stmt,
     Store,
     Var,
+    transform,
     walk,
 )
 from kir.rewrites.base import Block, Effect, Move, fresh, statements
@@ -195,14 +197,22 @@ def _half(
             if free_dims(c) & dims and not free_dims(c) <= dims:
                 dims |= free_dims(c)
                 grown = True
+    given = {p.name for p in outputs}
     return Kernel(
         name,
         tuple(d for d in kernel.dims if d.name in dims),
         own,
         tuple(outputs),
         tuple(c for c in constraints if free_dims(c) <= dims),
-        body,
+        tuple(transform(s, lambda n: _stored(n, given)) for s in body),
     )
+
+
+def _stored(n: Node, outputs: set[str]) -> Node | None:
+    """A definition of an output that has no index of its own is written as a store."""
+    if not isinstance(n, Define) or n.name not in outputs or n.axes:
+        return None
+    return Store(n.name, tuple(Var(d.name) for d in n.dims), n.value, span=n.span)
 
 
 def _written(body: Block) -> set[str]:
