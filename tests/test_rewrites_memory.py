@@ -372,7 +372,18 @@ SPECS = (
       }
     }""",
 )
-MOVES = ("contract", "stage", "stage_out", "compute_at", "layout", "reuse", "fold", "split", "fuse")
+MOVES = (
+    "contract",
+    "stage",
+    "stage_out",
+    "compute_at",
+    "layout",
+    "reuse",
+    "fold",
+    "lift",
+    "split",
+    "fuse",
+)
 
 
 @pytest.mark.parametrize("spec", [parse_kernel(s) for s in SPECS], ids=lambda k: k.name)
