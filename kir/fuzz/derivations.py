@@ -25,10 +25,9 @@ TRIES = 5
 """Draws for each step wanted."""
 SHOWN = 2.0
 """Percent of the refusals that are rendered."""
-LARGE = 150
-"""Nodes from which a kernel is not rewritten further: some rewrites copy code."""
 HUGE = 280
-"""Nodes of the greatest result that is judged."""
+"""Nodes of the greatest result that is judged; from half of it on a kernel is not rewritten
+further, for some rewrites copy code."""
 OFTEN = {"split": 3.0, "reorder": 2.0, "bind": 2.0, "fission": 2.0, "fuse": 2.0, "merge": 2.0,
          "stage": 2.0, "contract": 2.0, "inline": 2.0, "rfactor": 2.0, "online": 1.5,
          "factor": 2.0, "hint": 0.3, "outline": 0.7, "hoist": 0.7}  # fmt: skip
@@ -122,6 +121,7 @@ class Deriver:
     dice: Dice
     names: Sequence[str]
     tally: Tally
+    huge: int = HUGE
 
     def attempt(self, variant: Variant, step: Step) -> Variant | None:
         """The variant with one more step, or None where it is refused."""
@@ -162,7 +162,7 @@ class Deriver:
     def walk(self, variant: Variant, length: int) -> Variant:
         """`variant` with up to `length` more steps."""
         for _ in range(length):
-            if size_of(variant.kernel) > LARGE:
+            if size_of(variant.kernel) > self.huge // 2:
                 break
             variant = self.one(variant) or variant
         return variant
@@ -178,7 +178,11 @@ class Deriver:
     def walk_of(self, names: Sequence[str], variant: Variant, length: int) -> Variant:
         """As `walk`, with some rewrites only."""
         some = [n for n in names if n in self.names]
-        return Deriver(self.dice, some, self.tally).walk(variant, length) if some else variant
+        return (
+            Deriver(self.dice, some, self.tally, self.huge).walk(variant, length)
+            if some
+            else variant
+        )
 
     def recipe(self, variant: Variant) -> Variant:
         """Steps that belong together: split, reorder, bind, stage, contract, in this order."""
@@ -227,10 +231,16 @@ def default_plans() -> dict[str, Plan]:
 
 
 def variants(
-    kernel: Kernel, dice: Dice, count: int, tally: Tally, names: Sequence[str] | None = None
+    kernel: Kernel,
+    dice: Dice,
+    count: int,
+    tally: Tally,
+    names: Sequence[str] | None = None,
+    huge: int = HUGE,
 ) -> Iterator[Variant]:
-    """`count` derivations of a kernel, each of 1 to about 12 steps; fewer where steps are few."""
-    deriver = Deriver(dice, tuple(names or REWRITES), tally)
+    """`count` derivations of a kernel, each of 1 to about 12 steps, whose results have at most
+    `huge` nodes; fewer where steps are few."""
+    deriver = Deriver(dice, tuple(names or REWRITES), tally, huge)
     spec = Variant((), kernel)
     found: list[Variant] = []
     seen: set[tuple[Step, ...]] = {()}
@@ -253,7 +263,7 @@ def variants(
                 variant = deriver.recipe(variant)
             else:
                 variant = deriver.walk(variant, dice.below(6))
-        if variant.steps in seen or size_of(variant.kernel) > HUGE:
+        if variant.steps in seen or size_of(variant.kernel) > huge:
             continue
         seen.add(variant.steps)
         found.append(variant)

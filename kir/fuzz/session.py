@@ -12,6 +12,7 @@ from kir.errors import KirError, MissingHardwareError, RewriteError, Unsupported
 from kir.fuzz.cases import CRASHES, INTERPRETER, Case, Failure, crash
 from kir.fuzz.coverage import Coverage
 from kir.fuzz.derivations import (
+    HUGE,
     Crashed,
     Deriver,
     Tally,
@@ -52,7 +53,7 @@ PROFILES = (*PLAIN, "special", "wide")
 """Of inputs; the plain ones have neither infinities nor NaNs, which laws of the reals forget."""
 CHECKED, READ, REPLAYED = 30.0, 15.0, 5.0
 """Percent of the pairs whose result is checked, printed and parsed, derived anew."""
-COMPILED = 130
+COMPILED = 160
 """Nodes of the greatest kernel that is compiled: LLVM takes its time over others."""
 
 
@@ -150,7 +151,8 @@ class Session:
                 outcome.failures.append((with_example(case, p), failed))
                 return
         tally = Tally()
-        made = variants(base, dice, self.derivations, tally, self.names)
+        huge = HUGE if self.target == INTERPRETER else COMPILED
+        made = variants(base, dice, self.derivations, tally, self.names, huge)
         try:
             for variant in made:
                 self.judge_variant(case, base, variant, prepared, dice, outcome)
