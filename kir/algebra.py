@@ -58,6 +58,10 @@ class Linear:
 
 def linear(expr: Expr) -> Linear:
     """An i64 expression as a linear form over its non-linear parts; exact modulo 2**64."""
+    if isinstance(expr, Const):
+        return Linear(None, _wrap(int(expr.value)))
+    if not isinstance(expr, Op) or expr.name not in ("add", "sub", "neg", "mul"):
+        return Linear({expr: 1})  # not kept: the node would refer to itself
     known = _linear(expr)
     return Linear(dict(known.terms), known.constant)
 

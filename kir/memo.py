@@ -47,12 +47,15 @@ def tensors_in(node: Node) -> frozenset[str]:
     return frozenset(below.union(*(tensors_in(c) for c in children(node))))
 
 
-@kept
 def statements_of(stmt: Stmt) -> tuple[Stmt, ...]:
     """The statement and all below it, parents first, in the order of the text."""
-    if not isinstance(stmt, (Loop, If)):
-        return (stmt,)
-    return (stmt, *(below for s in stmt.body for below in statements_of(s)))
+    return (stmt, *_inside(stmt)) if isinstance(stmt, (Loop, If)) else (stmt,)
+
+
+@kept
+def _inside(stmt: Loop | If) -> tuple[Stmt, ...]:
+    """All statements below; the statement itself is not kept on it, lest it refer to itself."""
+    return tuple(below for s in stmt.body for below in statements_of(s))
 
 
 @kept

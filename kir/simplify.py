@@ -121,11 +121,12 @@ class _Simplifier(Bounds):
     def stmt(self, s: Stmt) -> tuple[Stmt, ...]:
         """The statement simplified, from memory where it was in the same context before."""
         key = self.context(s)
-        known = s.__dict__.get("_simplified")
+        known: tuple[object, tuple[Stmt, ...] | None] | None = s.__dict__.get("_simplified")
         if known is not None and known[0] == key:
-            return known[1]  # type: ignore[no-any-return]
+            return (s,) if known[1] is None else known[1]
         done = self.fresh_stmt(s)
-        s.__dict__["_simplified"] = (key, done)
+        same = len(done) == 1 and done[0] is s
+        s.__dict__["_simplified"] = (key, None if same else done)  # no node refers to itself
         return done
 
     def context(self, s: Stmt) -> tuple[object, ...]:

@@ -28,6 +28,7 @@ from kir.ir import (
     Store,
     Var,
     children,
+    walk,
 )
 from kir.memo import kept, reads_of, vars_of
 from kir.rewrites.base import (
@@ -80,25 +81,27 @@ def accesses(body: Iterable[Stmt]) -> Iterator[Access]:
             private.add(stmt.name)
 
 
-@kept
-def _accesses(node: Node) -> tuple[Access, ...]:
+def _accesses(node: Node) -> Iterable[Access]:
     """The accesses below to what is declared above, in the order of the text."""
-    found: list[Access] = []
-    match node:
-        case Read(tensor, indices):
-            found.append(Access(tensor, indices, "read", node))
-        case Store(target, indices, _, op):
-            found.append(Access(target, indices, op or "write", node))
-        case Define(name, dims):
-            found.append(Access(name, tuple(Var(d.name) for d in dims), "write", node))
-        case Loop(_, axis, where, body):
-            heads = (axis.extent, *where)
-            return (*(a for e in heads for a in _accesses(e)), *accesses(body))
-        case If(condition, body):
-            return (*_accesses(condition), *accesses(body))
-    for below in children(node):
-        found += _accesses(below)
-    return tuple(found)
+    return _inside(node) if isinstance(node, (Loop, If)) else _of_leaf(node)
+
+
+def _of_leaf(node: Node) -> Iterator[Access]:
+    for n in walk(node):
+        match n:
+            case Read(tensor, indices):
+                yield Access(tensor, indices, "read", n)
+            case Store(target, indices, _, op):
+                yield Access(target, indices, op or "write", n)
+            case Define(name, dims):
+                yield Access(name, tuple(Var(d.name) for d in dims), "write", n)
+
+
+@kept
+def _inside(node: Loop | If) -> tuple[Access, ...]:
+    """Of a statement with a body: kept, as accesses refer to nodes below it only."""
+    heads = (node.condition,) if isinstance(node, If) else (node.axis.extent, *node.where)
+    return (*(a for e in heads for a in _of_leaf(e)), *accesses(node.body))
 
 
 def conflict(first: Block, second: Block) -> Conflict | None:
