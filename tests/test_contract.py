@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kir.dtypes import DTYPES, FLOATS, DType, bf16, f16, f32, f64
-from kir.interpret import oracle, run, run_in
+from kir.interpret import oracle, run, run_in, updates
 from kir.interpret.bounded import WithBounds
 from kir.interpret.contract import contract, product, significand
 from kir.interpret.domain import Domain, Value
@@ -65,9 +65,16 @@ class Contracting(WithBounds):
     found: ClassVar[list[bool]] = []
 
     def contract(
-        self, a: Value, b: Value, lead: tuple[int, ...], count: int, made: DType, dtype: DType
+        self,
+        a: Value,
+        b: Value,
+        lead: tuple[int, ...],
+        count: int,
+        made: DType,
+        dtype: DType,
+        start: Value | None = None,
     ) -> Value | None:
-        result = super().contract(a, b, lead, count, made, dtype)
+        result = super().contract(a, b, lead, count, made, dtype, start)
         self.found.append(result is not None)
         return result
 
@@ -254,3 +261,51 @@ def test_significands() -> None:
     for dtype in FLOATS:
         values = np.random.default_rng(0).standard_normal(99).astype(dtype.numpy)
         assert significand(values.astype(np.float64))[0] <= DTYPES[str(dtype)].mantissa
+
+
+# --- updates -----------------------------------------------------------------------------------
+
+UPDATES = {
+    "k last": """for i: M { for j: N { buffer acc: f32 in reg = START
+      for k: K { acc += f32(x[i, k]) * f32(w[k, j]) } y[i, j] = acc } }""",
+    "k first": """for i: M { for j: N { y[i, j] = START } }
+      for k: K { for i: M { for j: N { y[i, j] += f32(x[i, k]) * f32(w[k, j]) } } }""",
+    "k masked": """for i: M { for j: N { y[i, j] = START } }
+      for i: M { for k: K where k > 3 { for j: N { y[i, j] += f32(x[i, k]) * f32(w[k, j]) } } }""",
+}
+
+
+@pytest.mark.parametrize("form", UPDATES)
+@pytest.mark.parametrize("start", ["0.0", "1000.5"])
+@pytest.mark.parametrize("profile", ["tame", "integers", "special"])
+def test_updates_by_products_are_contracted_with_the_same_bounds(
+    form: str, start: str, profile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = parse_kernel(
+        "kernel k[M, N, K](x: f16[M, K], w: f16[K, N]) -> (y: f32[M, N]) {"
+        + UPDATES[form].replace("START", start)
+        + "}"
+    )
+    dims = {"M": 20, "N": 15, "K": 31}
+    inputs = make_inputs(kernel, dims, profile, 3)
+    calls: list[Any] = []
+    contract_ = WithBounds.contract
+
+    def counted(self: WithBounds, *args: Any) -> Value | None:
+        found = contract_(self, *args)
+        calls.append(found)
+        return found
+
+    monkeypatch.setattr(WithBounds, "contract", counted)
+    monkeypatch.setattr(updates, "WORTH", 1 << 60)
+    plain = oracle(kernel, inputs, dims)["y"]
+    assert not calls
+    monkeypatch.setattr(updates, "WORTH", 1)
+    fast = oracle(kernel, inputs, dims)["y"]
+    assert calls and (profile == "special" or all(c is not None for c in calls))
+    assert np.array_equal(np.isfinite(plain.bound), np.isfinite(fast.bound))
+    assert np.allclose(plain.value, fast.value, rtol=1e-12, equal_nan=True)
+    finite = np.isfinite(plain.bound)
+    assert (fast.bound[finite] >= plain.bound[finite] * (1 - 1e-9)).all()
+    assert (fast.bound[finite] <= plain.bound[finite] * 1.001 + 1e-12).all()
+    assert fast.accepts(run(kernel, inputs, dims)["y"]).all()

@@ -176,9 +176,10 @@ class WithBounds(Domain):
         count: int,
         made: DType,
         dtype: DType,
+        start: Value | None = None,
     ) -> Value | None:
         with np.errstate(all="ignore"):
-            return _contract(a, b, lead, count, made, dtype)
+            return _contract(a, b, lead, count, made, dtype, start)
 
     def argument(self, name: str, value: Value, active: Value, dtype: DType) -> Value:
         (v, e), (on, maybe) = value, active
@@ -454,7 +455,13 @@ def finish_product(
 
 
 def _contract(
-    a: Value, b: Value, lead: tuple[int, ...], count: int, made: DType, dtype: DType
+    a: Value,
+    b: Value,
+    lead: tuple[int, ...],
+    count: int,
+    made: DType,
+    dtype: DType,
+    start: Value | None = None,
 ) -> Value | None:
     """None where a product may overflow, or where a factor is infinite, NaN or unknown.
 
@@ -483,7 +490,14 @@ def _contract(
         errors = errors * (1 + unit) + own * size + least
     slack = 1 + 4 * gamma(count + 2, U64)  # for the roundings of these sums themselves
     total = contract(av, bv, lead) + 0.0
-    wild = np.zeros((), np.bool_)
+    wild: Array = np.zeros((), np.bool_)
+    if start is not None:
+        first, known = start
+        if not np.isfinite(first).all():
+            return None
+        wild = np.isinf(known)
+        total, size = total + first, size + np.abs(first)
+        errors, count = errors + np.where(wild, 0.0, known), count + 1
     return finish_sum(total, size * slack, errors * slack, wild, max(count - 1, 0), dtype)
 
 

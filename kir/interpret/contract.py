@@ -30,14 +30,10 @@ class Product:
 def product(e: Reduce) -> Product | None:
     """The body of a sum of products of floats, neither factor of which depends on all that the
     other does; None for any other reduction, where nothing would be gained."""
-    body = e.body
-    if e.name != "sum" or not body.dtype.is_float:
+    found = factors(e.body) if e.name == "sum" else None
+    if found is None:
         return None
-    while isinstance(body, Cast) and widens(body.value.dtype, body.type):
-        body = body.value
-    if not isinstance(body, Op) or body.name != "mul":
-        return None
-    left, right = body.args
+    left, right, made = found
     own = frozenset(a.name for a in e.axes)
     named = [free(left), free(right)]
     mask = frozenset[str]().union(*map(free, e.where), *(free(a.extent) for a in e.axes))
@@ -45,7 +41,18 @@ def product(e: Reduce) -> Product | None:
         named[0] |= mask
     if named[0] <= named[1] or named[1] <= named[0]:
         return None
-    return Product(left, right, body.type, (named[0], named[1], mask))
+    return Product(left, right, made, (named[0], named[1], mask))
+
+
+def factors(body: Expr) -> tuple[Expr, Expr, DType] | None:
+    """The factors of a product of floats, and the type it is rounded to; exact casts of the product
+    are looked through. None for what is no product."""
+    while isinstance(body, Cast) and widens(body.value.dtype, body.type):
+        body = body.value
+    if not isinstance(body, Op) or body.name != "mul" or not body.type.is_float:
+        return None
+    left, right = body.args
+    return left, right, body.type
 
 
 def widens(source: DType, dtype: DType) -> bool:

@@ -91,11 +91,13 @@ class Domain(ABC):
         count: int,
         made: DType,
         dtype: DType,
+        start: Value | None = None,
     ) -> Value | None:
         """A sum in `dtype` of products `a * b` in `made`, which `dtype` holds exactly, over the
         first axes, of sizes `lead`; `count` terms in the whole sum, of which these may be a part.
-        The factors have all axes of the frame, of size 1 where they do not depend on them. None
-        where it takes the single products to tell."""
+        The factors have all axes of the frame, of size 1 where they do not depend on them. With
+        `start` that is one more term of the sum. None where it takes the single products to
+        tell."""
         return None
 
     def constant(self, value: int | float | bool, dtype: DType) -> Value:

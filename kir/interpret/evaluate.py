@@ -29,7 +29,6 @@ from kir.interpret.memory import (
     greatest,
     in_order,
     inside,
-    kept,
     lanes,
     layout,
     outside_of,
@@ -37,6 +36,7 @@ from kir.interpret.memory import (
     view,
 )
 from kir.interpret.program import Program
+from kir.interpret.updates import accumulated
 from kir.ir import (
     ARG_REDUCTIONS,
     REDUCTIONS,
@@ -188,30 +188,25 @@ class Evaluator:
         self, target: Tensor, indices: Sequence[Expr], value: Expr, op: str | None, s: Stmt
     ) -> None:
         """`target[indices] op= value` for all lanes, in the order of the loops' iterations."""
-        result = self.domain.stored(self.eval(value), target.dtype)
         bound = self.bound_indices(indices)
         if bound is not None and inside(bound, target.shape, self.frame):
             place = layout(target, bound)
             free = [p for p, n in enumerate(self.frame) if n > 1 and p not in place.steps]
             if distinct(place, self.frame) and not (free and op is None):
-                self.write_view(target, place, free, result, op)
+                self.write_view(target, place, free, value, op)
                 return
+        result = self.domain.stored(self.eval(value), target.dtype)
         self.write_scattered(target, indices, result, op, s)
 
     def write_view(
-        self, target: Tensor, place: Strided, free: list[int], value: Value, op: str | None
+        self, target: Tensor, place: Strided, free: list[int], e: Expr, op: str | None
     ) -> None:
         memory = tuple(view(p, place, self.frame) for p in target.planes)
         mask, dtype = self.masks[-1], target.dtype
         if op is not None and free:
-            if mask is not None:
-                value = self.domain.select(mask, value, self.domain.identity(op, dtype), dtype)
-            terms = tuple(self.terms_first(p, free) for p in value)
-            start = tuple(kept(self.whole(m), free) for m in memory)
-            total = self.domain.accumulate(op, start, terms, dtype)
-            shape = self.whole(memory[0]).shape
-            value = tuple(np.broadcast_to(t, start[0].shape).reshape(shape) for t in total)
+            value = accumulated(self, op, memory, free, e, dtype)
         else:
+            value = self.domain.stored(self.eval(e), dtype)
             if op is not None:
                 value = self.domain.op(op, [memory, value], [dtype, dtype], dtype)
             if mask is not None:
@@ -223,15 +218,6 @@ class Evaluator:
     def whole(self, array: Array) -> Array:
         """`array` with one axis for each of the frame's."""
         return array.reshape((1,) * (len(self.frame) - array.ndim) + array.shape)
-
-    def terms_first(self, array: Array, free: list[int]) -> Array:
-        """Over the whole frame, with the axes at positions `free` joined in order in front."""
-        depth = len(self.frame)
-        full = np.broadcast_to(array, tuple(reversed(self.frame)))
-        front = [depth - 1 - p for p in free]
-        back = [a for a in range(depth) if a not in front]
-        moved = full.transpose(front + back)
-        return moved.reshape(-1, *moved.shape[len(front) :])
 
     def write_scattered(
         self, target: Tensor, indices: Sequence[Expr], value: Value, op: str | None, s: Stmt
