@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kir.derivation import replay
-from kir.errors import VerificationError
+from kir.errors import RewriteError, VerificationError
 from kir.interpret import run
 from kir.ir import Const, If, Kernel, Module, Op, Read, Store, transform, walk
 from kir.rewrites import apply_step, legal_moves, make_rewrite
@@ -179,6 +179,21 @@ def test_moves_are_the_pairs_that_are_legal() -> None:
     kernel = after(module("online").kernels()["softmax"], "inline(e) loops() merge(i)")
     moves = [dict(m.fixed) for m in legal_moves(kernel, ["online"])]
     assert moves == [{"first": "j", "second": "j_2"}]
+
+
+def test_lanes_do_not_wait_for_one_another() -> None:
+    kernel = parse_kernel("""
+    kernel row(x: f32[16]) -> (y: f32) {
+      buffer m: f32 in reg = -inf
+      tile j: 16 { m max= x[j] }
+      buffer s: f32 in reg = 0.0
+      tile k: 16 { s += exp(x[k] - m) }
+      y = s
+    }""")
+    with pytest.raises(RewriteError, match="tile"):
+        Online("j", "k").apply(kernel)
+    assert not legal_moves(kernel, ["online"])
+    Online("j", "k").apply(replay(kernel, parse_steps("bind(j, for) bind(k, for)"))[-1][1])
 
 
 def test_sums_stay_correct_in_a_second_application() -> None:

@@ -40,7 +40,7 @@ from kir.rewrites.base import (
 from kir.rewrites.legality import conflict, fusion_conflict, stored_in
 from kir.rewrites.nests import Place, counted, grows, places
 from kir.rewrites.scaling import Exponent
-from kir.rewrites.waiting import Mean, Product, Sum, Waiting
+from kir.rewrites.waiting import SEQUENTIAL, Mean, Product, Sum, Waiting
 from kir.simplify import simplify
 
 
@@ -95,7 +95,7 @@ class Online(Rewrite):
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:
         for block in _blocks(kernel.body):
-            loops = [s for s in block if isinstance(s, Loop)]
+            loops = [s for s in block if isinstance(s, Loop) and s.kind in SEQUENTIAL]
             for k, a in enumerate(loops):
                 for b in loops[k + 1 :]:
                     if a.kind == b.kind and a.axis.extent == b.axis.extent:

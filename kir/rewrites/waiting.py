@@ -50,6 +50,9 @@ from kir.rewrites.nests import (
 from kir.rewrites.scaling import NEUTRAL, Exponent, Scale, Scaling
 from kir.simplify import Interval, interval, linear, simplify
 
+SEQUENTIAL = ("for", "unroll")
+"""The kinds of loops whose iterations may depend on earlier ones."""
+
 
 @dataclass(frozen=True)
 class Sum:
@@ -174,6 +177,13 @@ class Waiting:
             )
         if a.kind != b.kind or simplify(a.axis.extent) != simplify(b.axis.extent):
             refuse(kernel, "the two loops differ in kind or extent", node=b)
+        if a.kind not in SEQUENTIAL:
+            refuse(
+                kernel,
+                f"`{self.first}` is a {a.kind}: its iterations would correct one another in turn",
+                node=a,
+                hint=f"`bind({self.first}, for)`, or a loop of blocks around it",
+            )
         require_loops(kernel, (a, b))
         self.before, self.between = self.block[:at], self.block[at + 1 : to]
         self.used = names_in(kernel)
