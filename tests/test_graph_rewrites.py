@@ -12,7 +12,8 @@ import pytest
 from kir.check import check_module
 from kir.cli import main
 from kir.derivation import from_json
-from kir.errors import RewriteError, ScheduleError
+from kir.errors import EvaluationError, RewriteError, ScheduleError
+from kir.fuzz.kernels import generate
 from kir.graph_derivation import (
     derive_graph,
     graph_effect,
@@ -22,11 +23,12 @@ from kir.graph_derivation import (
     replay_graph,
 )
 from kir.interpret import difference, oracle_graph, run_graph, run_graph_ring
-from kir.ir import Buffer, Define, Graph, Kernel, Module
+from kir.ir import Buffer, Call, Define, Graph, Kernel, Module, Param, Var
 from kir.pipeline import compile
 from kir.rewrites.graph import apply_graph_step, legal_graph_moves
+from kir.specialise import specialise
 from kir.syntax import format_module, load, parse, parse_steps
-from kir.testing import make_inputs
+from kir.testing import dims_choices, make_inputs, same_bits
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 Dims = dict[str, int]
@@ -387,3 +389,66 @@ def test_the_command_says_what_is_wrong(
     file.write_text(NET)
     code, text = kir("rewrite", str(file), "--kernel", "net", *words)
     assert code in (1, 2) and why in text and "Traceback" not in text
+
+
+# --- random kernels -------------------------------------------------------------------------------
+
+
+def alone(kernel: Kernel) -> Module:
+    """A module of the kernel and a graph `g` that calls it, told all its dims."""
+    outputs = tuple(Param(f"r_{p.name}", p.type, p.shape) for p in kernel.outputs)
+    call = Call(
+        tuple(p.name for p in outputs),
+        kernel.name,
+        tuple((d.name, Var(d.name)) for d in kernel.dims),
+        tuple(p.name for p in kernel.inputs),
+    )
+    graph = Graph("g", kernel.dims, kernel.inputs, outputs, kernel.constraints, (call,))
+    return parse(format_module(Module((kernel, graph))))
+
+
+def assert_same_bits(before: Module, after: Module) -> None:
+    small = only(after, "g")
+    assert not check_module(small)
+    assert parse(format_module(small)) == small
+    kernel = next(iter(before.kernels().values()))
+    choices = dims_choices(kernel)
+    for n, profile in enumerate(("integers", "tame", "special")):
+        dims = choices[7 * n % len(choices)]
+        arrays = make_inputs(kernel, dims, profile, n)
+        try:
+            wanted = run_graph(before, before.graphs()["g"], arrays, dims)
+        except EvaluationError:
+            continue  # an index read from a tensor is out of range
+        got = run_graph(after, after.graphs()["g"], arrays, dims)
+        for name, array in wanted.items():
+            assert same_bits(array, got[name]).all(), (name, dims)
+
+
+TEXTS = {
+    "no-inputs": """kernel k[N](x: f32[N]) -> (y: f32[N]) {
+      t[i: N] = f32(i)
+      y[i: N] = x[i] + t[i]
+    }""",
+    "scalar": "kernel k[N](x: f32[N]) -> (y: f32[N]) { t = sum(i: N) x[i]\n y[i: N] = x[i] * t }",
+    "no-index": """kernel k[N](x: f32[N]) -> (y: f32[N]) {
+      for t: N { h[t] = 0.5 * (h[t - 1] else f32(1.0)) + x[t] }
+      y[i: N] = h[i] - x[i]
+    }""",
+    "an-output-read-later": """kernel k[N](x: f32[N]) -> (y: f32[N], z: f32[N]) {
+      for i: N { y[i] = x[i] * 2.0 }
+      z[i: N] = y[N - 1 - i]
+    }""",
+}
+RANDOM = {f"seed-{seed}": format_module(Module((generate(seed),))) for seed in range(1, 16)}
+
+
+@pytest.mark.parametrize("name", [*TEXTS, *RANDOM])
+def test_splitting_and_fusing_again_keeps_every_bit(name: str) -> None:
+    (kernel,) = parse({**TEXTS, **RANDOM}[name]).kernels().values()
+    module = alone(specialise(kernel))
+    for split in [m for m in legal_graph_moves(module, "g") if m.rewrite == "split_kernel"][:3]:
+        halves = apply_graph_step(module, "g", split.step())
+        assert_same_bits(module, halves)
+        for fuse in [m for m in legal_graph_moves(halves, "g") if m.rewrite == "fuse_kernels"]:
+            assert_same_bits(module, apply_graph_step(halves, "g", fuse.step()))
