@@ -34,7 +34,8 @@ def body(text: str) -> Kernel:
         ("for k: 4 { acc += exp(select(j*4 + k < i, x[i, k], -inf) - w[k]) }", "reassociates"),
         ("for k: 4 { acc = select(j*4 + k < i, x[i, k], acc) }", "exact"),
         ("buffer t: f32[4] in reg for k: 4 { t[k] = select(j*4 - k < i, x[i, k], 0.0) } "
-         "for l: 4 { acc += t[l] }", "exact"),
+         "for l: 4 { acc += t[l] }", "reassociates"),
+        ("for k: 4 { acc max= select(j*4 + k < i, x[i, k], -inf) }", "exact"),
     ],
 )  # fmt: skip
 def test_left_out(text: str, effect: str) -> None:

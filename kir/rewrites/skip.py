@@ -226,8 +226,10 @@ class _View:
                 s.target,
                 s.indices,
             )
-        neutral = identity(s.op, value.dtype)
-        return value == neutral or (s.op == "add" and _is(value, 0.0))
+        if s.op == "add" and _is(value, 0.0):
+            self.law(value)  # -0.0 + 0.0 is 0.0
+            return True
+        return value == identity(s.op, value.dtype)
 
     def uniform(self, value: Expr) -> Expr | None:
         """The value if it is the same for all elements, in all of the iteration."""
