@@ -55,6 +55,7 @@ __all__ = [
     "kernels",
     "make_array",
     "make_inputs",
+    "wide_kernels",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -287,6 +288,14 @@ def examples(
         st.sampled_from(list(profiles)),
         st.integers(0, 1 << 16),
     )
+
+
+def wide_kernels() -> st.SearchStrategy[Kernel]:
+    """Kernels of the fuzzer: all constructs, dtypes and ops. They shrink by their seed alone, so
+    not to small ones; `kernels()` do."""
+    from kir.fuzz.kernels import generate
+
+    return st.integers(0, 1 << 32).map(generate)
 
 
 # --- derivations -------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kir.dtypes import bf16, bool_, f16, f32, f64, i32, i64, u64
+from kir.dtypes import DTYPES, bf16, bool_, f16, f32, f64, i32, i64, u64
 from kir.interpret import difference, field, levels_of, run, run_ring
 from kir.interpret.codes import KIND, LOST, MINUS, NAN, PLUS, order
 from kir.interpret.domain import Value
@@ -573,3 +573,15 @@ def test_integers_are_machine_integers() -> None:
     found, wanted = run_ring(kernel, {"x": a}), run(kernel, {"x": a})
     assert all(np.array_equal(found[n].value, wanted[n]) for n in wanted)
     assert found["z"].dtype == i64
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f8e4m3"])
+@pytest.mark.parametrize("name", ["max", "min"])
+def test_extrema_begin_beyond_every_element(dtype: str, name: str) -> None:
+    spec = parse_kernel(
+        f"kernel k[M, N](x: {dtype}[M, N]) -> (y: {dtype}[M]) {{ y[i: M] = {name}(j: N) x[i, j] }}"
+    )
+    loops = apply_step(spec, Step("loops"))
+    for n in (0, 1, 2):
+        array = np.ones((20, n), DTYPES[dtype].numpy)
+        assert compare(spec, loops, {"M": 20, "N": n}, x=array) == 0

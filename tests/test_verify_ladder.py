@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from kir.rewrites.base import Rewrite
 from kir.shrink import shrink
 from kir.staged import Staged, stage
 from kir.subject import Subject
-from kir.syntax import parse, parse_kernel
+from kir.syntax import format_kernel, parse, parse_kernel
 from kir.testing import (
     Example,
     assert_derivation,
@@ -30,6 +31,7 @@ from kir.testing import (
     assert_ring_equal,
     derivations,
     make_inputs,
+    wide_kernels,
 )
 from kir.verify import replay, verify
 
@@ -376,3 +378,36 @@ kernel softmax[M, N](x: f32[M, N]) -> (y: f32[M, N]) {
   y[i: M, j: N] = e[i, j] / s[i]
 }
 """
+
+
+def test_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kir.cli import main
+
+    def kir(*args: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["kir", *args])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out + captured.err
+
+    path = tmp_path / "total.kir"
+    path.write_text(SUM + "\nschedule bad of total { loops() swap_exact(last) }\n")
+    code, shown = kir("verify", str(path), "--schedule", "bad", "--examples", "5")
+    assert code == 1 and "wrong on the rung `ring`" in shown
+    (kept,) = (tmp_path / ".kir" / "regressions").iterdir()
+    assert f"kir verify {kept}" in shown.replace("\n", "")
+    code, shown = kir("verify", str(kept))
+    assert code == 1 and "wrong on the rung `ring`" in shown
+    code, shown = kir("verify", str(path), "--schedule", "none", "--examples", "5")
+    assert code == 1 and "kept is there still" in shown
+    code, shown = kir("verify", str(path), "--schedule", "none", "--examples", "5",
+                      "--regressions", str(tmp_path / "other"))  # fmt: skip
+    assert code == 0 and "values: " in shown
+
+
+@settings(max_examples=5)
+@given(wide_kernels())
+def test_wide_kernels_are_well_typed(kernel: Kernel) -> None:
+    assert parse_kernel(format_kernel(kernel)) == kernel

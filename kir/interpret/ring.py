@@ -30,7 +30,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from kir.dtypes import DType, f64, i64, u64
+from kir.dtypes import DType, f8e4m3, f64, i64, u64
 from kir.interpret import field
 from kir.interpret.codes import (
     KIND,
@@ -66,6 +66,9 @@ from kir.interpret.domain import (
 from kir.interpret.elements import Elements
 from kir.ops import OPS, compute
 
+NO_INFINITY = 448.0
+"""The greatest f8e4m3: without infinities, it is what `max` and `min` begin with, and as such it is
+beyond every element here."""
 EXACT_TESTS = ("eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf")
 LAWFUL = ("add", "sub", "mul", "div", "neg", "fma", "max", "min", "abs", "sign", "exp",
           "exp2", "expm1", "log", "log1p", "sqrt", "rsqrt", "recip", "tan", "sinh", "cosh",
@@ -86,6 +89,8 @@ class Ring(Elements, Domain):
         return (array.astype(np.float64) + 0.0 if dtype.is_float else array,)
 
     def constant(self, value: int | float | bool, dtype: DType) -> Value:
+        if dtype == f8e4m3 and abs(value) == NO_INFINITY:
+            return (np.asarray(math.copysign(math.inf, value)),)
         if not dtype.is_float or value == 0 or value != value:
             return self.lift(np.asarray(value).astype(dtype.numpy), dtype)
         key = (float(value), dtype)
