@@ -16,7 +16,8 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class Rung:
-    """One piece of evidence: `verdict` is proven, verified, interpreted, simulated or compiled."""
+    """One piece of evidence: `verdict` is proven, verified, interpreted, simulated or compiled; or
+    skipped, where it can say nothing."""
 
     name: str
     verdict: str

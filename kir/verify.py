@@ -265,7 +265,7 @@ class _Run(Subject):
                 taken = ", ".join(f"{n}={v}" for n, v in dims.items())
                 return f"`{name}` of `{kernel.name}`, with {taken}\n{shown}"
             if self.failure is None:
-                road.rung.runs += 1
+                road.rung.runs += bool(staged.segments())
                 self.tell(road.rung, kernel, staged, found.unsure)
         return None
 
@@ -345,6 +345,9 @@ class _Run(Subject):
                 kernel=self.item,
             )
         report.degenerate += passing.names()
+        for road in roads:
+            if road.rung.name == "ring" and not road.rung.runs:
+                road.rung.verdict = "skipped"
 
     def one(
         self, example: Example, roads: Sequence[_Road], report: Report, passing: Passing | None

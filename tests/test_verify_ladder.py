@@ -138,6 +138,7 @@ def test_laws_that_a_field_has_no_order_for_are_skipped_and_named() -> None:
     spec, module = module_of(Step("rule", ("y", "max_of_adds")), text=text)
     report = verify(spec, module=module, schedule="s", examples=10)
     (line,) = report.rungs[1].skipped
+    assert (report.rungs[1].verdict, report.rungs[1].runs) == ("skipped", 0)
     assert "step 1 of `k`, `rule(y, max_of_adds)`: it approximates" in line
     assert line in report.text()
 
