@@ -76,7 +76,7 @@ class Lift(Rewrite):
         if stored_in(guards, loop.body):
             refuse(kernel, f"the mask of `{loop.axis.name}` reads what its body stores", node=loop)
         made: Block = (buffer, *(guarded(guards, fills) if fills else ()), replace(loop, body=rest))
-        check_grid(replace(kernel, body=made), buffer, buffer.space)
+        check_grid(kernel, buffer, buffer.space, made)
         return replace_stmt(kernel, loop, made)
 
     @classmethod

@@ -107,11 +107,12 @@ class SetSpace(Rewrite):
                     yield Move(cls.name, (("buffer", b.name), ("space", space)))
 
 
-def check_grid(kernel: Kernel, buffer: Buffer, space: str) -> None:
-    """Refuse a `local` or `reg` buffer that a grid inside its block would share."""
+def check_grid(kernel: Kernel, buffer: Buffer, space: str, body: Block | None = None) -> None:
+    """Refuse a `local` or `reg` buffer that a grid inside its block (`body`, else the whole
+    kernel's) would share."""
     if space == "global":
         return
-    for loop in loops_of(kernel.body):
+    for loop in loops_of(kernel.body if body is None else body):
         if loop.kind == "grid" and mentions(loop, buffer.name):
             refuse(
                 kernel,
@@ -132,7 +133,7 @@ def check_inside(kernel: Kernel, loop: Loop, body: Block, buffer: Buffer, space:
             node=grids[-1],
             hint="inside a grid, buffers are local or reg",
         )
-    check_grid(replace(kernel, body=body), buffer, space)
+    check_grid(kernel, buffer, space, body)
 
 
 @dataclass(frozen=True)
@@ -321,7 +322,7 @@ class Contract(Rewrite):
         made = replace(buffer, shape=shape, space=space, init=place.init)
         inner = next((s for s in reversed(place.path) if isinstance(s, Loop)), None)
         if inner is None:
-            check_grid(replace(kernel, body=place.block), buffer, space)
+            check_grid(kernel, buffer, space, place.block)
         else:
             check_inside(kernel, inner, place.block, buffer, space)
         padded = bool(place.whole & set(kept))
