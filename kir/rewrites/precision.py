@@ -19,6 +19,7 @@ from kir.ir import (
     Expr,
     Kernel,
     Node,
+    Op,
     Read,
     Reduce,
     Store,
@@ -112,6 +113,7 @@ class NarrowStorage(Rewrite):
                     node=s,
                     hint=f"`accumulate_in({self.tensor}, {dtype})` does it in {dtype}",
                 )
+        _check_matches(kernel, self.tensor, dtype)
         init = None
         if isinstance(old, Buffer) and old.init is not None:
             init = self._first(kernel, old, dtype)
@@ -300,6 +302,8 @@ class AccumulateIn(Rewrite):
                 f"`{self.target}` wraps, and is compared as it is then",
                 node=next(s for s in updates if s.op in ("max", "min")),
             )
+        if acc.type.is_float and not widens(acc.type, dtype):
+            _check_matches(kernel, self.target, dtype)
         init = _start(acc, updates[0].op or "", dtype)
         if acc.init is not None and init is None:
             refuse(kernel, f"{dtype} does not hold the first value of `{self.target}`", node=acc)
@@ -402,6 +406,25 @@ def _start(acc: Buffer, update: str, dtype: DType) -> Expr | None:
     if acc.init == identity(update, acc.type) and _keeps_identity(update, acc.type, dtype):
         return identity(update, dtype)
     return rounded(acc.init, dtype)
+
+
+def _check_matches(kernel: Kernel, tensor: str, dtype: DType) -> None:
+    """Refuse a narrower type for what is looked for among other values, as an `argmax` does."""
+    for s in kernel.body:
+        for n in walk(s):
+            if isinstance(n, Op) and n.name in ("eq", "ne") and _matches(n, tensor):
+                refuse(
+                    kernel,
+                    f"`{tensor}` is looked for among other values here, and would not be found "
+                    f"once rounded to {dtype}",
+                    node=n,
+                )
+
+
+def _matches(test: Op, tensor: str) -> bool:
+    """Whether a comparison has the tensor on one side, and no constant on the other."""
+    reads = any(isinstance(n, Read) and n.tensor == tensor for a in test.args for n in walk(a))
+    return reads and not any(isinstance(a, Const) for a in test.args)
 
 
 def _keeps_identity(update: str, old: DType, new: DType) -> bool:
