@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import ClassVar
 
-from kir.dtypes import DType
+from kir.dtypes import DType, bf16
 from kir.ir import Const, Define, Expr, Kernel, Node, Op, Read, Reduce, rebuild
 from kir.ops import OPS
 from kir.rewrites.base import EFFECTS, Effect, Move, Rewrite, refuse, replace_stmt
@@ -106,7 +106,7 @@ class Rule(Rewrite):
         return max(effects, key=EFFECTS.index, default="exact")
 
     def in_ring(self, kernel: Kernel) -> bool:
-        return not any(t.is_float and law.name in BEYOND_THE_RING for law, t in self._used(kernel))
+        return not any(_beyond_the_ring(law, t) for law, t in self._used(kernel))
 
     def _used(self, kernel: Kernel) -> list[tuple[Law, DType]]:
         """The laws that apply, each with the dtype of the place."""
@@ -121,6 +121,13 @@ class Rule(Rewrite):
         names = GROUPS.get(self.law, (self.law,))
         stated = [LAWS[n].bound() for n in names if n in LAWS]
         return "; ".join(s for s in stated if s)
+
+
+def _beyond_the_ring(law: Law, dtype: DType) -> bool:
+    """Whether the ring lacks a law, or knows its constant no more once it is rounded to 8 bits."""
+    change_of_base = law.name in ("exp_to_exp2", "exp2_to_exp", "log_to_log2", "log2_to_log")
+    few = dtype.mantissa < bf16.mantissa
+    return dtype.is_float and (law.name in BEYOND_THE_RING or (change_of_base and few))
 
 
 def _conditions(law: Law) -> str | None:
