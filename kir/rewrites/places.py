@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from kir.analysis import model_of
-from kir.analysis.cover import escape, reads_data
 from kir.ir import (
     TRUE,
     Axis,
@@ -316,6 +314,9 @@ def in_bounds(kernel: Kernel, stmt: Stmt, axes: Sequence[Axis], exprs: Iterable[
     ]
     if not doubtful:
         return True
+    from kir.analysis import model_of  # integer sets: not needed by most places
+    from kir.analysis.cover import escape, reads_data
+
     if any(reads_data(i) for n in doubtful for i in n.indices):
         return False
     dims = {d.name for d in kernel.dims}
