@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kir.derivation import from_record, step_record
-from kir.errors import ScheduleError
+from kir.errors import KirError, ScheduleError
 from kir.ir import Kernel, Step
 from kir.syntax import format_kernel, format_step, parse_kernel
 from kir.testing import Example
@@ -103,4 +103,12 @@ def read_case(path: Path) -> Case:
 
 def crash(error: BaseException, what: str = "") -> Failure:
     """The failure that an exception is."""
-    return Failure(f"crash: {type(error).__name__}", what + (str(error) or type(error).__name__))
+    return Failure(f"crash: {type(error).__name__}", what + said(error))
+
+
+def said(error: BaseException) -> str:
+    """An error as it is shown, or, of a kernel too broken to be shown, in its own words."""
+    try:
+        return str(error) or type(error).__name__
+    except (*CRASHES, KirError):
+        return error.message if isinstance(error, KirError) else type(error).__name__

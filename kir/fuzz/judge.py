@@ -27,7 +27,7 @@ from kir.errors import (
     EvaluationError,
     KirError,
 )
-from kir.fuzz.cases import Failure
+from kir.fuzz.cases import Failure, said
 from kir.fuzz.derivations import Variant
 from kir.interpret import Bounded, oracle, run
 from kir.interpret.domain import poisoned
@@ -166,7 +166,7 @@ def judge_text(kernel: Kernel) -> Failure | None:
     try:
         same = parse_kernel(text) == kernel
     except KirError as error:
-        return Failure("text", f"the text of the kernel is refused:\n{error}")
+        return Failure("text", f"the text of the kernel is refused:\n{said(error)}")
     return None if same else Failure("text", f"the text parses to another kernel:\n{text}")
 
 
@@ -179,7 +179,7 @@ def judge_check(base: Kernel, kernel: Kernel, prepared: Sequence[Prepared]) -> F
             try:
                 check_kernel(specialise(kernel, {d.name: p.dims[d.name] for d in kernel.dims}))
             except KirError as sure:
-                return Failure(f"check: {type(sure).__name__}", f"{sure}\nfor {p.example}")
+                return Failure(f"check: {type(sure).__name__}", f"{said(sure)}\nfor {p.example}")
         return None
     return None
 

@@ -155,7 +155,11 @@ class Session:
         made = variants(base, dice, self.derivations, tally, self.names, huge)
         try:
             for variant in made:
-                self.judge_variant(case, base, variant, prepared, dice, outcome)
+                mine = replace(case, steps=variant.steps)
+                try:
+                    self.judge_variant(mine, base, variant, prepared, dice, outcome)
+                except (*CRASHES, KirError) as error:
+                    outcome.failures.append((mine, crash(error)))
         finally:
             outcome.coverage.rewrites.update(tally.applied)
             outcome.refused.update(tally.refused)
@@ -163,14 +167,13 @@ class Session:
 
     def judge_variant(
         self,
-        case: Case,
+        mine: Case,
         base: Kernel,
         variant: Variant,
         prepared: Sequence[Prepared],
         dice: Dice,
         outcome: Outcome,
     ) -> None:
-        mine = Case(case.kernel, variant.steps, target=self.target)
         outcome.counts["pairs"] += 1
         outcome.counts["steps"] += len(variant.steps)
         for broken in self.static(base, variant, prepared, dice):
@@ -251,7 +254,9 @@ def judge_case(case: Case) -> Failure | None:
         found = judge_text(case.kernel)
         if found is None:
             found = _judge_steps(case, base)
-    except CRASHES as error:
+    except RewriteError:
+        raise
+    except (*CRASHES, KirError) as error:
         found = crash(error)
     if found is None:
         return None
