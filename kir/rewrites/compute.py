@@ -160,7 +160,7 @@ class ComputeAt(Rewrite):
         inside = uses_of(self.buffer, loop.body)
         if not inside:
             refuse(kernel, f"`{self.buffer}` is not used inside `{self.loop}`", node=loop)
-        here = {id(u.access.node) for u in inside}
+        here = Counter(id(u.access.node) for u in inside)  # copies of code may share their nodes
         for use in uses_of(self.buffer, (consumer,)):
             node = use.access.node
             if use.access.op != "read":
@@ -170,7 +170,8 @@ class ComputeAt(Rewrite):
                     node=node,
                     hint="`fission` takes what stores it out of the loops that use it",
                 )
-            if id(node) not in here:
+            here[id(node)] -= 1
+            if here[id(node)] < 0:
                 refuse(
                     kernel,
                     f"`{self.buffer}` is read outside of `{self.loop}`, too",
