@@ -158,6 +158,9 @@ class Session:
                 mine = replace(case, steps=variant.steps)
                 try:
                     self.judge_variant(mine, base, variant, prepared, dice, outcome)
+                except MemoryError:  # a tile staged whole, say: no fault
+                    outcome.counts["too large"] += 1
+                    outcome.counts["pairs"] -= 1
                 except (*CRASHES, KirError) as error:
                     outcome.failures.append((mine, crash(error)))
         finally:
@@ -256,6 +259,8 @@ def judge_case(case: Case) -> Failure | None:
             found = _judge_steps(case, base)
     except RewriteError:
         raise
+    except MemoryError:
+        return None
     except (*CRASHES, KirError) as error:
         found = crash(error)
     if found is None:
