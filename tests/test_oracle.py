@@ -294,3 +294,18 @@ def test_errors_are_those_of_a_run() -> None:
     text = "kernel g[N](x: f32[N], k: i64[N]) -> (y: f32[N]) { y[i: N] = x[k[i]] }"
     with pytest.raises(EvaluationError):
         oracle(parse_kernel(text), {"x": np.ones(2, np.float32), "k": np.array([0, 2])})
+
+
+def test_what_underflows_may_be_zero_and_zero_times_infinity_nan() -> None:
+    """In f32 the factor is -0, and its product with infinity NaN: the oracle must not say inf."""
+    text = """kernel k[M](q: f64[M], x: f64[M]) -> (y: f32[M], z: f32) {
+      y[i: M] = f32(q[i]) * f32(x[i])
+      z = sum(i: M) f32(q[i]) * f32(x[i])
+    }"""
+    kernel = parse_kernel(text)
+    inputs = {"q": np.array([-4.9e-324, 1.0]), "x": np.array([-1.7e308, 1.0])}
+    wanted, got = oracle(kernel, inputs), run(kernel, inputs)
+    assert np.isnan(got["y"][0]) and np.isnan(got["z"])
+    for name, bounded in wanted.items():
+        assert bounded.accepts(got[name]).all()
+        assert np.isinf(bounded.bound.reshape(-1)[0])

@@ -31,7 +31,7 @@ from kir.interpret.domain import (
     first_best,
     poisoned,
 )
-from kir.interpret.rules import ROUNDINGS, RULES, OpError, own_error
+from kir.interpret.rules import ROUNDINGS, RULES, OpError, own_error, relative
 from kir.ops import compute
 
 EXACT: Array = np.zeros(())
@@ -365,7 +365,7 @@ def _cast(value: Value, source: DType, dtype: DType) -> Value:
         wide = v.astype(np.float64)
         if widens(source, dtype) or source == dtype:
             return wide, e
-        own = dtype.unit_roundoff * np.abs(wide)
+        own = relative(dtype.unit_roundoff, np.abs(wide))
         wild = np.isinf(e) if e.any() else np.zeros((), np.bool_)
         return finish(wide, e, own, wild, dtype)
     exact = cast_array(v, source, dtype)

@@ -235,6 +235,10 @@ class OpError:
     absolute: float = 0.0
 
 
+TINY = 5e-324
+"""The least positive f64."""
+
+
 def own_error(
     name: str, args: list[Array], value: Array, unit: float, extra: OpError | None = None
 ) -> Array:
@@ -248,6 +252,11 @@ def own_error(
             size = np.abs(args[1] * np.log2(np.where(size > 0, size, 1.0)))
         roundings = roundings + more * np.minimum(size, 2000.0)
     if extra is None:
-        return np.asarray(roundings * unit * np.abs(value))
+        return relative(roundings * unit, np.abs(value))
     roundings = roundings + extra.roundoffs + extra.argument * np.minimum(np.abs(args[0]), 2000.0)
-    return np.asarray(roundings * unit * np.abs(value) + extra.absolute)
+    return relative(roundings * unit, np.abs(value)) + extra.absolute
+
+
+def relative(roundoff: Array | float, size: Array) -> Array:
+    """`roundoff * size`, more than 0 wherever both are: f64 must not lose it to underflow."""
+    return np.maximum(roundoff * size, np.minimum(np.where(roundoff, size, 0.0), TINY))
