@@ -309,3 +309,13 @@ def test_what_underflows_may_be_zero_and_zero_times_infinity_nan() -> None:
     for name, bounded in wanted.items():
         assert bounded.accepts(got[name]).all()
         assert np.isinf(bounded.bound.reshape(-1)[0])
+
+
+@pytest.mark.parametrize("factors", [[1e-30, 1e-30, np.inf], [3e38, 3e38, 0.0], [0.0, 3e38, 3e38]])
+def test_products_that_leave_the_range_on_their_way(factors: list[float]) -> None:
+    kernel = parse_kernel("kernel k[M](x: f32[M]) -> (u: f32) { u = prod(i: M) x[i] }")
+    inputs = {"x": np.array(factors, np.float32)}
+    bounded = oracle(kernel, inputs)["u"]
+    for order in ([0, 1, 2], [0, 2, 1], [2, 0, 1]):
+        shuffled = {"x": inputs["x"][order]}
+        assert bounded.accepts(run(kernel, shuffled)["u"]).all()

@@ -447,11 +447,13 @@ def finish_product(
     greatest, _, subnormal = float_limits(dtype)
     large = np.multiply.reduce(np.maximum(size, 1.0), axis=0)
     small = np.multiply.reduce(np.where(size > 0, np.minimum(size, 1.0), 1.0), axis=0)
-    ranges = (large > greatest / 2) | (small < subnormal * 2.0**dtype.mantissa)
+    overflows = (large > greatest / 2) & np.isfinite(size).all(axis=0)
+    underflows = small < subnormal * 2.0**dtype.mantissa  # to 0, which an infinity makes NaN
+    ranges = overflows | (underflows & ~np.isnan(total))
     bound = upper - np.abs(total) + (np.abs(total) * 4 * U64 + subnormal) * np.sign(roundings)
     finite = np.isfinite(total)
     bound = np.where(finite, np.where(np.isnan(bound), np.inf, np.maximum(bound, 0.0)), 0.0)
-    return total, np.where(wild | (ranges & np.isfinite(size).all(axis=0)), np.inf, bound)
+    return total, np.where(wild | ranges, np.inf, bound)
 
 
 def _contract(
