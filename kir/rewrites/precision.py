@@ -355,6 +355,20 @@ class AccumulateIn(Rewrite):
 
     def effect_on(self, kernel: Kernel) -> Effect:
         dtype = dtype_named(kernel, self.dtype)
+        exact = all(
+            old.is_integer or (op in ("max", "min") and widens(old, dtype))
+            for op, old in self._accumulated(kernel)
+        )
+        return "exact" if exact else "approximates"
+
+    def in_ring(self, kernel: Kernel) -> bool:
+        """Not where 448, the greatest f8e4m3, stands for an infinity, and is a number after."""
+        return not any(
+            op in ("max", "min") and old == f8e4m3 for op, old in self._accumulated(kernel)
+        )
+
+    def _accumulated(self, kernel: Kernel) -> list[tuple[str, DType]]:
+        """What the target is accumulated by, and in."""
         found: list[tuple[str, DType]] = []
         for b in buffers_of(kernel.body):
             if b.name == self.target:
@@ -362,10 +376,7 @@ class AccumulateIn(Rewrite):
         if not found:
             known = [s for s, _ in valued(kernel) if name_of(s) == self.target]
             found = [(REDUCTIONS[r.name], r.body.dtype) for s in known for r in _reductions(s)]
-        exact = all(
-            old.is_integer or (op in ("max", "min") and widens(old, dtype)) for op, old in found
-        )
-        return "exact" if exact else "approximates"
+        return found
 
     def bound(self) -> str:
         dtype = DTYPES[self.dtype]
