@@ -60,17 +60,14 @@ def rewrite(
     source, module = read_module(file)
     item = choose(module, kernel)
     if not isinstance(item, Kernel):
-        if shape or diff:
-            raise UsageError(
-                f"`{item.name}` is a graph: --shape and --diff are for kernels",
-                hint="--kernel names one of its kernels",
-            )
         from kir.cli.rewrite_graph import Request, rewrite_graph
 
+        if shape or diff:
+            message = f"`{item.name}` is a graph: --shape and --diff are for kernels"
+            raise UsageError(message, hint="--kernel names one of its kernels")
         request = Request(tuple(steps or ()), schedule, only, output, save, as_json)
         with locating(source, schedule):
-            rewrite_graph(module, item, request)
-        return
+            return rewrite_graph(module, item, request)
     dims = parse_shape(shape)
     with locating(source, schedule):
         start = specialise(item, dims) if dims else item
@@ -81,9 +78,8 @@ def rewrite(
             list_moves(here[-1][1] if here else start, only, as_json)
             return
         stages = replay(start, (*before, *given))
+    made = derive(start, (s for s, _ in stages), _name_of(schedule))
     last = stages[-1][1] if stages else start
-    name = schedule if schedule and schedule.isidentifier() and schedule != "none" else "derived"
-    made = derive(start, (s for s, _ in stages), name)
     if output is not None:
         write_output(output, format_kernel(last))
     if save is not None:
@@ -95,6 +91,12 @@ def rewrite(
         typer.echo(diffs(start, stages), nl=False)
     elif output is None:
         typer.echo(format_kernel(last), nl=False)
+
+
+def _name_of(schedule: str | None) -> str:
+    """What to call a derivation that goes on from a schedule."""
+    named = schedule and schedule.isidentifier() and schedule != "none"
+    return schedule if schedule and named else "derived"
 
 
 def _no_target() -> Any:
