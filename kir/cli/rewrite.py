@@ -67,7 +67,8 @@ def rewrite(
             raise UsageError(message, hint="--kernel names one of its kernels")
         request = Request(tuple(steps or ()), schedule, only, output, save, as_json)
         with locating(source, schedule):
-            return rewrite_graph(module, item, request)
+            rewrite_graph(module, item, request)
+        return
     dims = parse_shape(shape)
     with locating(source, schedule):
         start = specialise(item, dims) if dims else item
