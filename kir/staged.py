@@ -221,4 +221,6 @@ def loosened(wanted: Bounded, own: Bounded, overflows: bool) -> Bounded:
     if wanted.dtype.is_float:
         finite = np.isfinite(wanted.value) & (np.isfinite(own.value) | (not overflows))
         bound = np.where(finite, bound, np.inf)
+    elif overflows:  # made of floats that may have overflowed on one way and not on the other
+        bound = np.where(own.value == wanted.value, bound, np.inf)
     return replace(wanted, bound=bound)
