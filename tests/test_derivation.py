@@ -247,6 +247,15 @@ def test_the_command_lists_what_is_legal(
     assert (code == 2 and "`inline`" in err) or "inline" in err
 
 
+def test_parameters_are_bound_as_schedules_expect(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(ROOT / "examples" / "papers" / "flash_attention.kir")
+    code, out, err = invoke(monkeypatch, capsys, file, "--schedule", "flash", "--only", "bind")
+    assert code == 0, err
+    assert "  bind(i_o, for)" in out.splitlines()
+
+
 @pytest.mark.parametrize(
     ("step", "message"),
     [

@@ -71,7 +71,7 @@ def rewrite(
         return
     dims = parse_shape(shape)
     with locating(source, schedule):
-        start = specialise(item, dims) if dims else item
+        start = specialise(item, dims)  # parameters bound, as schedules find them
         before = choose_steps(start, _no_target(), schedule, module) if schedule else ()
         given = parsed(steps or [])
         if not given and save is None and output is None:
