@@ -213,3 +213,16 @@ def test_the_same_twice() -> None:
     kernel = after(module("online").kernels()["softmax"], "inline(e) loops() merge(i)")
     (step,) = parse_steps("online(j, j_2)")
     assert apply_step(kernel, step) == make_rewrite(step).apply(kernel)
+
+
+@pytest.mark.parametrize("steps", ORDERS)
+@pytest.mark.parametrize("low", [-100.0, -1e4, -3e38])
+def test_rows_far_below_zero_do_not_overflow(steps: str, low: float) -> None:
+    """The first correction would be exp(0 - low): of sums that are 0 still, so it must not count."""
+    spec = parse_kernel(ROW)
+    x = np.array([low, low, low * 0.999, low], np.float32)
+    inputs = {"x": x, "w": np.ones((4, 2), np.float32), "n": np.array(4)}
+    want, got = (run(k, inputs, {"N": 4, "D": 2}) for k in (spec, after(spec, steps)))
+    for name, expected in want.items():
+        assert np.isfinite(expected).all()
+        np.testing.assert_allclose(got[name], expected, rtol=3e-5, err_msg=name)

@@ -66,7 +66,7 @@ class Online(Rewrite):
           buffer m_safe: f32 in reg
           m_safe = select(m == -inf, 0.0, m)
           buffer m_scale: f32 in reg
-          m_scale = select(m_old == m, 1.0, exp(select(m_old == -inf, 0.0, m_old) - m_safe))
+          m_scale = select(m_old == m or m_old == -inf, 1.0, exp(m_old - m_safe))
           s *= m_scale
           s += exp(x[j] - m_safe)
         }
@@ -257,9 +257,13 @@ class _Build(Waiting):
         name, dtype = exponent.scalar, exponent.type
         scalar, names = self._scalar(name), self.running[name]
         old = replace(scalar, tensor=names.old, indices=())
-        gap: Expr = op("sub", _safe(old, self._update(name)), Read(names.safe, (), scalar.type))
+        update = self._update(name)
+        assert update.stmt.op is not None
+        gap: Expr = op("sub", old, Read(names.safe, (), scalar.type))
         value = op(exponent.function, _times(gap, -c, exponent.factors, dtype))
-        same = op("select", op("eq", old, scalar), Const(1.0, dtype), value)
+        # while the old one is the identity, all that was added is 0: a factor could only overflow
+        none = op("eq", old, identity(update.stmt.op, scalar.type))
+        same = op("select", op("or", op("eq", old, scalar), none), Const(1.0, dtype), value)
         made = fresh(f"{name}_scale", self.used)
         into.extend(_kept(made, same, self._steady(self._update(name))))
         return Read(made, (), dtype)
