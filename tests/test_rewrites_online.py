@@ -218,7 +218,7 @@ def test_the_same_twice() -> None:
 @pytest.mark.parametrize("steps", ORDERS)
 @pytest.mark.parametrize("low", [-100.0, -1e4, -3e38])
 def test_rows_far_below_zero_do_not_overflow(steps: str, low: float) -> None:
-    """The first correction would be exp(0 - low): of sums that are 0 still, so it must not count."""
+    """The first correction would be exp(0 - low): of sums still 0, so it must not count."""
     spec = parse_kernel(ROW)
     x = np.array([low, low, low * 0.999, low], np.float32)
     inputs = {"x": x, "w": np.ones((4, 2), np.float32), "n": np.array(4)}
