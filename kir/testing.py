@@ -38,7 +38,7 @@ from kir.interpret.rules import OpError
 from kir.ir import Axis, Const, Dim, Expr, Graph, Kernel, Module, Step, Var, walk
 from kir.rewrites import REWRITES, canonical, make_rewrite
 from kir.specialise import bind_defaults, evaluate, input_shapes
-from kir.staged import Staged, stage
+from kir.staged import Staged, loosened, stage
 from kir.syntax import format_step
 
 __all__ = [
@@ -406,7 +406,9 @@ def _allowed(
     here = {d.name: dims[d.name] for d in b.dims}
     own = oracle(b, arrays, here, contraction=approximates, loose=approximates)
     overflows = case.profile in ("wide", "special")
-    return {n: _looser(w, own[n], reals, overflows) for n, w in wanted.items()}
+    if reals:
+        return {n: loosened(w, own[n], overflows) for n, w in wanted.items()}
+    return {n: replace(w, bound=np.fmax(w.bound, own[n].bound)) for n, w in wanted.items()}
 
 
 def _with_errors(
@@ -420,16 +422,6 @@ def _with_errors(
     here = {d.name: dims[d.name] for d in stage.dims}
     more = oracle(stage, arrays, here, contraction=True, errors=errors)
     return {n: replace(w, bound=w.bound + more[n].bound) for n, w in wanted.items()}
-
-
-def _looser(wanted: Bounded, own: Bounded, reals: bool, overflows: bool) -> Bounded:
-    """The greater of both bounds. With `reals` none where `wanted` is not finite, and, on inputs
-    that may overflow, where `own` is not."""
-    bound = np.fmax(wanted.bound, own.bound)
-    if reals and wanted.dtype.is_float:
-        finite = np.isfinite(wanted.value) & (np.isfinite(own.value) | (not overflows))
-        bound = np.where(finite, bound, np.inf)
-    return replace(wanted, bound=bound)
 
 
 RING_WORK = 1 << 12
