@@ -33,7 +33,7 @@ import numpy as np
 
 from kir.backend import Executable
 from kir.backends.cpu import BACKEND
-from kir.backends.cpu.archs import machine_of
+from kir.backends.cpu.archs import chip_of, machine_of
 from kir.backends.cpu.native import Loaded, load_object
 from kir.backends.llvm.compile import compile_object, versions
 from kir.check import check_kernel
@@ -83,7 +83,7 @@ COPY = """kernel copy[M, N](x: f32[M, N]) -> (y: f32[M, N]) {
 
 def executable(kernel: Kernel, threads: int) -> Executable:
     """The default schedule, checked and compiled."""
-    scheduled = schedule(kernel, plan(kernel, machine_of("native").vector_bits))
+    scheduled = schedule(kernel, plan(kernel, chip_of("native")))
     check_kernel(scheduled)
     return BACKEND.with_threads(BACKEND.lower(scheduled, "cpu", "native"), threads)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from kir.backend import Artifact, Backend, Executable, Manifest
 from kir.backends.cpu import cache, library
-from kir.backends.cpu.archs import ARCHS, machine_of, require_host
+from kir.backends.cpu.archs import ARCHS, chip_of, machine_of, require_host
 from kir.backends.cpu.executable import CpuExecutable
 from kir.backends.cpu.native import has_openmp
 from kir.backends.llvm import Machine, emit
@@ -43,7 +43,7 @@ class CpuBackend(Backend):
     def default_schedule(self, kernel: Kernel, target: str, arch: str) -> tuple[Step, ...]:
         from kir.plan.cpu import plan
 
-        return plan(kernel, vector_bits=machine_of(arch).vector_bits)
+        return plan(kernel, chip_of(arch))
 
     def lower(self, kernel: Kernel, target: str, arch: str, stage: str | None = None) -> Artifact:
         """Compile scheduled IR. Without `stage`: LLVM IR and object. Assembly is made on request,

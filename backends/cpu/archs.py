@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 from kir.backends.llvm import Machine
 from kir.backends.llvm.compile import host
 from kir.errors import MissingHardwareError, UnsupportedError
+from kir.plan.cpu.chip import Chip
 
 STREAM_BYTES = 1 << 25
 """Outputs from this size on bypass the cache where the schedule says `hint(stream = 1)`."""
@@ -47,6 +51,35 @@ def machine_of(arch: str, parallel: bool = True) -> Machine:
                        stream_fence="llvm.x86.sse.sfence")  # fmt: skip
     arm = triple.startswith("aarch64")
     return Machine(triple, cpu, features, 128, half=arm, fma=arm, grid=grid)
+
+
+@lru_cache(maxsize=16)
+def chip_of(arch: str) -> Chip:
+    """What the planner must know of an arch: this machine's own caches where it is `native`."""
+    bits = machine_of(arch).vector_bits
+    registers = 32 if bits == 512 or machine_of(arch).triple.startswith("aarch64") else 16
+    if arch != "native":
+        return Chip(vector_bits=bits, registers=registers)
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    found = {name: size for name, size in _caches().items() if size}
+    return replace(Chip(vector_bits=bits, registers=registers, cores=cores or 1), **found)
+
+
+def _caches() -> dict[str, int]:
+    """`l1`, `l2`, `l3` in bytes, where Linux tells them."""
+    sizes: dict[str, int] = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            kind = (folder / "type").read_text().strip()
+            level = int((folder / "level").read_text())
+            size = (folder / "size").read_text().strip()
+        except (OSError, ValueError):
+            continue
+        if kind != "Instruction" and 1 <= level <= 3 and size.endswith("K"):
+            sizes[f"l{level}"] = int(size[:-1]) << 10
+    return sizes
 
 
 def require_host(arch: str) -> None:

@@ -1,0 +1,62 @@
+"""The default schedule for CPUs: ordinary rewrite steps, for any kernel.
+
+Every nest of loops goes to the first strategy that takes it; each has a file of its own here.
+Temporaries of a row stay in cache (`local`). What a rewrite refuses is left as plain loops, which
+always work.
+"""
+
+from __future__ import annotations
+
+from kir.ir import Define, If, Kernel, Loop, Reduce, Step, walk
+from kir.plan.common import (
+    Draft,
+    contract_temporaries,
+    contraction_in,
+    fuse_nests,
+    inline_pointwise,
+    nests,
+    parallel_prefix,
+)
+from kir.plan.cpu.chip import Chip
+from kir.plan.cpu.contractions import contraction
+from kir.plan.cpu.elementwise import elementwise
+from kir.plan.cpu.loops import REGISTERS, spread
+from kir.plan.cpu.rows import fetch_ahead, inner_loops
+from kir.plan.cpu.windows import lanes_outside, windows
+
+__all__ = ["Chip", "plan"]
+
+
+def plan(kernel: Kernel, chip: Chip = Chip()) -> tuple[Step, ...]:  # noqa: B008
+    """The steps from `kernel` (a spec, or half scheduled) to a schedule for this chip.
+
+    Every kernel gets one: at worst, its canonical loops.
+    """
+    draft = Draft(kernel)
+    if any(isinstance(n, Define | Reduce) for n in walk(kernel)):
+        inline_pointwise(draft)
+        draft.take("loops")
+    fuse_nests(draft)
+    contract_temporaries(draft, row_space="local")
+    for name in [loop.axis.name for loop in nests(draft.kernel)]:
+        _schedule(draft, name, chip)
+    draft.attempt("contract_fma")
+    return tuple(draft.steps)
+
+
+def _schedule(draft: Draft, name: str, chip: Chip) -> None:
+    nest, lanes = draft.loop(name), chip.lanes
+    found = contraction_in(nest)
+    if found is not None and contraction(draft, found, chip):
+        return
+    prefix = [x.axis.name for x in parallel_prefix(nest)]
+    if not prefix:
+        inner_loops(draft, nest, lanes)
+    elif not any(isinstance(s, Loop | If) for s in draft.loop(prefix[-1]).body):
+        elementwise(draft, prefix, lanes * REGISTERS)
+    elif lanes_outside(draft, prefix[-1]):
+        windows(draft, prefix, lanes * 2)
+    else:
+        inner_loops(draft, draft.loop(prefix[-1]), lanes)
+        spread(draft, prefix)
+        fetch_ahead(draft, prefix[-1])
