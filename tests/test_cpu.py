@@ -52,7 +52,7 @@ def same(text: str, arrays: Arrays, dims: dict[str, int] | None = None, rtol: fl
     kernel = parse_kernel(text)
     before = {n: a.copy() for n, a in arrays.items()}
     want = interpret(kernel, arrays, dims)
-    for threads in (1, 2):
+    for threads in (1, -2):
         got = run(kernel, arrays, dims, threads)
         for name, array in want.items():
             np.testing.assert_allclose(
@@ -233,7 +233,7 @@ def test_scatter_updates_are_atomic_across_a_grid(dtype: str) -> None:
     x = rng.integers(0, 2, 3001).astype(kernel.inputs[1].type.numpy)
     want = np.zeros(5)
     np.add.at(want, index, x.astype(float))
-    for threads in (1, 2):
+    for threads in (1, -2):
         got = run(kernel, {"index": index, "x": x}, {"V": 5}, threads)
         wrapped = want.astype(np.int64).astype(got["y"].dtype) if dtype == "u8" else want
         np.testing.assert_array_equal(got["y"].astype(float), wrapped.astype(float))
@@ -246,7 +246,7 @@ def test_a_grid_that_sums_into_one_element() -> None:
       grid i: N { tile j: 32 { y += x[i, j] } }
     }""")
     x = np.ones((5000, 32), np.float32)
-    for threads in (1, 2):
+    for threads in (1, -2):
         assert run(kernel, {"x": x}, threads=threads)["y"] == 160000
 
 
@@ -401,7 +401,7 @@ def test_debug_builds_refuse_bad_indices(text: str) -> None:
     debug = BACKEND.debug()
     arrays = {"table": floats(5, 13), "ids": np.arange(21, dtype=np.int64) % 5}
     artifact = debug.lower(kernel, "cpu", "native")
-    for threads in (1, 2):
+    for threads in (1, -2):
         run_checked = BACKEND.with_threads(artifact, threads)
         got = run_checked(arrays)["y"]
         np.testing.assert_array_equal(got, interpret(kernel, arrays)["y"])

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from kir.backends.llvm import team
 from kir.backends.llvm.affine import mentions, product, reads_memory
 from kir.backends.llvm.builder import Builder, V, integer
 from kir.backends.llvm.memory import Scope
+from kir.backends.llvm.work import Work
 from kir.ir import Expr, Loop, Param, const, walk
 
 if TYPE_CHECKING:
@@ -40,32 +42,45 @@ class Region:
     def write(self) -> None:
         code, b = self.code, self.b
         total = code.access.uniform(product([s.axis.extent for s in self.nest]))
-        streams = self.owner.machine.stream_bytes > 0 and any(
-            ("stream", 1) in n.hints for s in self.nest for n in walk(s) if isinstance(n, Loop)
-        )
+        streams = self._may_stream()
+        gomp = self.owner.machine.grid == "gomp"
+        work = b.op("mul", total, Work(code).nest(self.nest)) if gomp else total
         self._function(self.name, stream=False)
         if not streams:
-            self._launch(self.name, total)
+            self._launch(self.name, total, work)
             return
         self._function(self.name + ".stream", stream=True)
         large, small, done = b.fresh("large"), b.fresh("small"), b.fresh("launched")
         b.branch(self._streaming(), large, small)
         b.label(large)
-        self._launch(self.name + ".stream", total)
+        self._launch(self.name + ".stream", total, work)
         b.jump(done)
         b.label(small)
-        self._launch(self.name, total)
+        self._launch(self.name, total, work)
         b.jump(done)
         b.label(done)
+
+    def _may_stream(self) -> bool:
+        limit = self.owner.machine.stream_bytes
+        hinted = any(("stream", 1) in n.hints for s in self.nest for n in walk(s)
+                     if isinstance(n, Loop))  # fmt: skip
+        size = self._written().constant if limit and hinted else 0
+        return size is None or (size > 0 and size >= limit)
+
+    def _written(self) -> V:
+        """Bytes of all outputs."""
+        size = integer(0)
+        for p in self.owner.kernel.outputs:
+            size = self.b.op("add", size, self.code.access.uniform(_bytes(p)))
+        return size
 
     def _streaming(self) -> V:
         """Whether the outputs are aligned for streaming stores and larger than the cache."""
         code, b = self.code, self.b
-        size = integer(0)
+        size = self._written()
         aligned: list[V] = []
         for p in self.owner.kernel.outputs:
             t = code.scope.tensors[p.name]
-            size = b.op("add", size, code.access.uniform(_bytes(p)))
             places = [b.emit(f"ptrtoint {t.pointer} to i64", "i64")]
             if len(p.shape) > 1:
                 row = code.access.uniform(p.shape[-1])
@@ -84,6 +99,7 @@ class Region:
         return pointers + [f"i64 %d.{n}" for n in self.values]
 
     def _function(self, name: str, stream: bool) -> None:
+        """Runs [begin, end), then what else the team hands out (to none: nothing)."""
         outside = self.code.scope
         b = Builder(self.owner.module)
         scope = Scope(stream=stream)
@@ -94,12 +110,12 @@ class Region:
         }
         scope.grid = tuple(s.axis.name for s in self.nest)
         inside = self.code.inside(b, scope)
-        with b.loop(V("%begin", "i64"), V("%end", "i64")) as flat:
+        with team.ranges(b, self.owner.machine) as (begin, end), b.loop(begin, end) as flat:
             self._iteration(inside, flat, len(self.nest) - 1)
         if stream and self.owner.machine.stream_fence:
             b.call(self.owner.machine.stream_fence, "void", 0)
-        arguments = ", ".join([*self._arguments(), "i64 %begin", "i64 %end"])
-        b.define(f"define internal void @{name}({arguments})", "nounwind")
+        arguments = ", ".join([*self._arguments(), *team.ARGUMENTS[self.owner.machine.grid]])
+        b.define(f"define internal void @{name}({arguments})", "nounwind noinline")
 
     def _iteration(self, code: Code, flat: V, level: int) -> None:
         """Recover the axes' indices, innermost first, then run the body under all conditions."""
@@ -120,79 +136,17 @@ class Region:
 
     # --- the call
 
-    def _launch(self, name: str, total: V) -> None:
-        if self.owner.machine.grid == "sequential":
-            listed = [str(t.pointer) for t in self.tensors.values()]
-            listed += [str(v) for v in self.values.values()]
-            self.b.line(f"call void @{name}({', '.join([*listed, 'i64 0', str(total)])})")
-            return
-        context = self._context(total)
-        if self.owner.machine.grid == "range":
-            self._range_thread(name)
-            self.b.call("kir_parallel", "void", 0, V(f"@{name}.thread", "ptr"), context, total)
-            return
-        self._dynamic_thread(name)
-        b = self.b
-        one = b.icmp("slt", total, integer(2))
-        threads = b.select(one, integer(1, "i32"), V("%threads", "i32"))
-        thread = V(f"@{name}.thread", "ptr")
-        alone, many, done = b.fresh("alone"), b.fresh("many"), b.fresh("joined")
-        b.branch(b.icmp("eq", threads, integer(1, "i32")), alone, many)
-        b.label(alone)
-        b.line(f"call void @{name}.share({context}, i64 0, {total})")
-        b.jump(done)
-        b.label(many)
-        b.call("GOMP_parallel", "void", 0, thread, context, threads, integer(0, "i32"))
-        b.jump(done)
-        b.label(done)
-
-    def _context(self, total: V) -> V:
-        """What threads share: the next iteration, the number of all, then pointers and values."""
-        b = self.b
-        context = b.alloca("i64", 2 + len(self.tensors) + len(self.values), 64)
-        slots = [integer(0), total, *(t.pointer for t in self.tensors.values())]
-        for k, v in enumerate([*slots, *self.values.values()]):
-            b.store(v, b.gep(context, "i64", integer(k)), 8)
-        return context
-
-    def _share(self, name: str) -> str:
-        """A function that runs a range from a context."""
-        b = Builder(self.owner.module)
-        loaded = []
-        kinds = ["ptr"] * len(self.tensors) + ["i64"] * len(self.values)
-        for k, ty in enumerate(kinds):
-            loaded.append(b.load(b.gep(V("%context", "ptr"), "i64", integer(k + 2)), ty, 0, 8))
-        b.line(f"call void @{name}({', '.join([*map(str, loaded), 'i64 %begin', 'i64 %end'])})")
-        head = f"define internal void @{name}.share(ptr %context, i64 %begin, i64 %end)"
-        b.define(head, "nounwind")
-        return f"{name}.share"
-
-    def _range_thread(self, name: str) -> None:
-        share = self._share(name)
-        b = Builder(self.owner.module)
-        b.line(f"call void @{share}(ptr %context, i64 %begin, i64 %end)")
-        b.define(f"define void @{name}.thread(ptr %context, i64 %begin, i64 %end)", "nounwind")
-
-    def _dynamic_thread(self, name: str) -> None:
-        """What each thread runs: chunks, an eighth of its part each, until none is left."""
-        share = self._share(name)
-        b = Builder(self.owner.module)
-        context = V("%context", "ptr")
-        total = b.load(b.gep(context, "i64", integer(1)), "i64", 0, 8)
-        threads = b.convert("sext", b.call("omp_get_num_threads", "i32", 0), "i64")
-        part = b.op("sdiv", total, b.op("mul", threads, integer(8)))
-        chunk = b.intrinsic("llvm.smax", part, integer(1))
-        again, work, done = b.fresh("again"), b.fresh("work"), b.fresh("done")
-        b.jump(again)
-        b.label(again)
-        begin = b.emit(f"atomicrmw add {context}, {chunk} monotonic", "i64")
-        b.branch(b.icmp("slt", begin, total), work, done)
-        b.label(work)
-        end = b.intrinsic("llvm.smin", b.op("add", begin, chunk), total)
-        b.line(f"call void @{share}({context}, {begin}, {end})")
-        b.jump(again)
-        b.label(done)
-        b.define(f"define internal void @{name}.thread(ptr %context)", "nounwind")
+    def _launch(self, name: str, total: V, work: V) -> None:
+        b, grid = self.b, self.owner.machine.grid
+        listed = [*self.tensors.values()]
+        values = [*(t.pointer for t in listed), *self.values.values()]
+        kinds = ["ptr"] * len(listed) + ["i64"] * len(self.values)
+        if grid == "gomp":
+            team.launch(b, name, values, kinds, total, work)
+        elif grid == "range":
+            team.hand_out(b, name, values, kinds, total)
+        else:
+            b.line(f"call void @{name}({', '.join(map(str, [*values, integer(0), total]))})")
 
 
 def _bytes(p: Param) -> Expr:
