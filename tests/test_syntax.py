@@ -252,3 +252,21 @@ def test_every_dtype_is_a_cast() -> None:
         assert value_of(f"{dtype}(x[i])", output=str(dtype)).dtype == dtype
     for dtype in INTEGERS:
         assert np.iinfo(dtype.numpy).bits == dtype.bits
+
+
+def test_a_buffer_is_stored_to_by_the_indices_of_loops_around_it() -> None:
+    """`t[j] = ...` beside the buffer `t` is a store, no slice of a recurrence."""
+    kernel = parse_kernel(
+        """kernel k[N](x: f32[N]) -> (y: f32[N]) {
+             for j: N {
+               buffer t: f32[N] in local = 1.0
+               t[j] = x[j]
+               t[j] *= 2.0
+               y[j] = t[j]
+             }
+           }"""
+    )
+    assert parse_kernel(format_kernel(kernel)) == kernel
+    (loop,) = kernel.body
+    assert isinstance(loop, Loop)
+    assert [type(s).__name__ for s in loop.body] == ["Buffer", "Store", "Store", "Store"]

@@ -54,11 +54,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong: `kind` is what shrinking keeps; `step` the rewrite after which it shows."""
+    """What went wrong: `kind` is what shrinking keeps; `step` the rewrite after which it shows,
+    `example` that which the checker was asked about where it could not decide for all."""
 
     kind: str
     message: str
     step: str = ""
+    example: Example | None = None
 
     @property
     def key(self) -> str:

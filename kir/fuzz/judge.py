@@ -179,7 +179,8 @@ def judge_check(base: Kernel, kernel: Kernel, prepared: Sequence[Prepared]) -> F
             try:
                 check_kernel(specialise(kernel, {d.name: p.dims[d.name] for d in kernel.dims}))
             except KirError as sure:
-                return Failure(f"check: {type(sure).__name__}", f"{said(sure)}\nfor {p.example}")
+                kind, message = f"check: {type(sure).__name__}", f"{said(sure)}\nfor {p.example}"
+                return Failure(kind, message, example=p.example)
         return None
     return None
 

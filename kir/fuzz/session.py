@@ -180,7 +180,7 @@ class Session:
         outcome.counts["pairs"] += 1
         outcome.counts["steps"] += len(variant.steps)
         for broken in self.static(base, variant, prepared, dice):
-            outcome.failures.append((mine, broken))
+            outcome.failures.append((replace(mine, example=broken.example), broken))
             return
         if self.target != INTERPRETER:
             self.on_target(mine, variant, prepared, outcome)

@@ -171,13 +171,26 @@ class Elements:
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         return self.add(self.mul(a, b), c)
 
+    def pow(self, a: Value, exponent: Value) -> Value:
+        """By its law where the exponent, wherever it comes from, has one; else any function."""
+        at = np.where(exponent[-1] < SPECIAL, order(exponent), np.int64(1 << 40))
+        made = self.hashed("pow", [a, exponent])
+        for n in (float(x) / (1 << SCALE) for x in np.unique(at)):
+            found = self.power(a, n)
+            if found is None:
+                continue
+            here = at == n * (1 << SCALE)
+            found = *residues(found), found[-1] | (exponent[-1] & np.uint8(ALL_LOST))
+            made = tuple(np.where(here, x, y) for x, y in zip(found, made, strict=True))
+        return made
+
     def power(self, a: Value, n: float) -> Value | None:
-        """To a constant exponent that has a law; else None."""
+        """To an exponent that has a law; else None."""
         if n in (0.5, -0.5):
             return self.sqrt(a) if n > 0 else self.recip(self.sqrt(a))
         if n == 0:
             return self.embed(np.ones(a[0].shape))
-        if not math.isfinite(n) or n != int(n) or abs(n) > 64:
+        if n != int(n) or abs(n) > 64:
             return None
         made, square, left = None, a, abs(int(n))
         while left:

@@ -30,7 +30,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from kir.dtypes import DType, f8e4m3, f64, i64, u64
+from kir.dtypes import DTYPES, DType, f8e4m3, f64, i64, u64
 from kir.interpret import field
 from kir.interpret.codes import (
     KIND,
@@ -217,10 +217,8 @@ class Ring(Elements, Domain):
         return found, lost
 
     def float_op(self, name: str, args: Sequence[Value], dtype: DType) -> Value:
-        if name == "pow" and is_known(args[1]) and args[1][0].ndim == 0:
-            found = self.power(self.stored(args[0], dtype), float(args[1][0]))
-            if found is not None:
-                return found
+        if name == "pow":
+            return self.pow(self.stored(args[0], dtype), self.stored(args[1], dtype))
         if name == "mul":
             for k in (0, 1):  # so that the sign of an infinity times a constant is known
                 v = args[k]
@@ -270,21 +268,36 @@ class Ring(Elements, Domain):
         return cast_array(np.where(special, ends, whole), f64, dtype), lost
 
     def bitcast(self, value: Value, source: DType, dtype: DType) -> Value:
-        if not source.is_float:
-            found = bitcast_array(value[0], dtype)
-            if not dtype.is_float:
-                return found, *value[1:]
-            wide = found.astype(np.float64) + 0.0
-            if len(value) == 1:
-                return (wide,)
-            made = self.embed(wide)
-            return *residues(made), made[-1] | all_lost(value[1])
+        if source.is_float:
+            value, source = self.bits(value, source)
+        found = bitcast_array(value[0], dtype)
+        if not dtype.is_float:
+            return found, *value[1:]
+        wide = found.astype(np.float64) + 0.0
+        if len(value) == 1:
+            return (wide,)
+        made = self.embed(wide)
+        return *residues(made), made[-1] | all_lost(value[1])
+
+    def bits(self, value: Value, source: DType) -> tuple[Value, DType]:
+        """Floats as unsigned integers. Small dyadic fractions have their own bits, wherever they
+        come from; those of other elements are arbitrary, and those of known numbers are kept but
+        lost, since the same number out of a tensor has others."""
+        words = DTYPES[f"u{source.bits}"]
+        all_planes = self.stored(value, source)
+        near = order(all_planes)
+        exact = near / (1 << SCALE)
+        narrow = exact.astype(source.numpy)
+        small = (np.abs(near) < 1 << 2 * SCALE) & (all_planes[-1] < SPECIAL)
+        small &= narrow.astype(np.float64) == exact
         if is_known(value):
-            return (bitcast_array(value[0].astype(source.numpy), dtype),)
-        if dtype.is_float:
-            return value
-        bits = field.digest([value[0], (value[-1] & np.uint8(KIND)).astype(np.uint64)], self.salt)
-        return cast_array(bits, u64, dtype), value[-1] & np.uint8(LOST)
+            own = bitcast_array(value[0].astype(source.numpy), words)
+            return (own, np.where(small, np.uint8(0), np.uint8(LOST))), words
+        code = all_planes[-1]
+        kind = (code & np.uint8(KIND)).astype(np.uint64)
+        other = field.digest([all_planes[0], kind], self.salt)
+        made = np.where(small, bitcast_array(narrow, words), cast_array(other, u64, words))
+        return (made, code & np.uint8(LOST)), words
 
     # --- many at once ------------------------------------------------------------------------
 

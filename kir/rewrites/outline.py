@@ -149,8 +149,10 @@ class Hoist(Rewrite):
 def _left(kernel: Kernel, place: Place) -> list[Loop]:
     """The loops that the part can leave, innermost first: it neither uses their indices nor reads
     what is stored or declared in them."""
-    reads = {n.tensor for n in walk(place.expr) if isinstance(n, Read)}
     used = free_vars(place.expr)
+    extents = tuple(a.extent for a in place.axes if a.name in used)
+    used |= {name for e in extents for name in free_vars(e)}
+    reads = {n.tensor for e in (place.expr, *extents) for n in walk(e) if isinstance(n, Read)}
     found: list[Loop] = []
     for around in reversed(path_to(kernel.body, place.stmt) or ()):
         if not isinstance(around, Loop):
@@ -173,6 +175,8 @@ def _reason(kernel: Kernel, place: Place) -> str:
     name = around[-1].axis.name
     if name in free_vars(place.expr):
         return f"this uses the index `{name}` of the innermost loop"
+    if any(name in free_vars(a.extent) for a in place.axes):
+        return f"an index here ends where the index `{name}` of the innermost loop says"
     if around[-1].kind == "grid":
         return f"the loop `{name}` around this is a grid"
     return f"this reads what the loop `{name}` stores"

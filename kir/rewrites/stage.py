@@ -153,7 +153,8 @@ class Stage(Rewrite):
     tensor's dims as the buffer is to have them, outermost first; dims of which only one index is
     read are left out. `pack` makes panels of a dim, the last one filled up, so that they can be
     read whole; `pad` adds elements to the buffer's last dims. Refused where `tensor` is written
-    inside, or where its window has no bound.
+    inside, where its window has no bound, or where that holds elements of a buffer that are never
+    written.
     """
 
     name: ClassVar[str] = "stage"
@@ -194,7 +195,9 @@ class Stage(Rewrite):
         body = tuple(staged.redirected(s, self.tensor) for s in loop.body)
         done = replace(loop, body=(staged.buffer, copy, *body))
         check_inside(kernel, loop, done.body, staged.buffer, space)
-        return replace_stmt(kernel, loop, (done,))
+        made = replace_stmt(kernel, loop, (done,))
+        _check_written(kernel, made, self.tensor, value, loop)
+        return made
 
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:
@@ -449,6 +452,32 @@ def moves(name: str, tensor: str, loop: str, rank: int) -> Iterator[Move]:
         yield Move(name, fixed, (spaces, ("pad", Choice(((1,), (4,), (8,))))))
     for d in range(rank):
         yield Move(name, fixed, (spaces, ("pack", Choice(((d, 8), (d, 16), (d, 32))))))
+
+
+def _check_written(before: Kernel, after: Kernel, tensor: str, copied: Read, loop: Loop) -> None:
+    """Refuse a copy of elements that a buffer without a value has not yet got: a window may hold
+    more than is read."""
+    if not any(b.name == tensor and b.init is None for b in buffers_of(before.body)):
+        return
+    from kir.analysis import model_of  # integer sets: not needed by most
+    from kir.analysis.cover import read_too_early
+    from kir.analysis.sets import Undecided
+
+    for access in model_of(after).accesses:
+        if access.node is not copied:
+            continue
+        try:
+            gap = read_too_early(model_of(after), access)
+        except Undecided:  # as in the checker, which then says nothing of it either
+            continue
+        if gap is not None:
+            element = ", ".join(map(str, gap.element))
+            refuse(
+                before,
+                f"the window of `{tensor}` holds `{tensor}[{element}]`, which may not be written",
+                node=loop,
+                hint=f"give the buffer a value: `buffer {tensor}: ... = 0`",
+            )
 
 
 def _one_update(uses: Sequence[Use]) -> str | None:

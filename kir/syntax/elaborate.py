@@ -127,8 +127,9 @@ class KernelElaborator:
     def _declare_recurrences(self, trees: list[Node]) -> None:
         """Make `h` of `h[t, j: H] = ...` known before its definition: earlier slices may be read
         anywhere in the loop's body."""
+        buffers = {str(tree.children[0]) for tree in trees if tree.data == "buffer"}
         for tree in trees:
-            if tree.data != "assign" or not _places(tree):
+            if tree.data != "assign" or not _places(tree) or str(tree.children[0]) in buffers:
                 continue
             token, places = tree.children[0], tree.children[1].children
             loops = [str(p.children[0]) for p in places if p.data == "name"]
