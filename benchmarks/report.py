@@ -1,0 +1,120 @@
+"""What the records of a run come to: means by group, floors, tables, plots."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from benchmarks.suite.case import GROUPS, MEMORY
+
+Record = dict[str, Any]
+
+
+def geomean(values: Iterable[float]) -> float:
+    return statistics.geometric_mean(list(values))
+
+
+def over(record: Record, *names: str) -> float | None:
+    """How many times faster than the fastest of these peers; None where it ran with none."""
+    found = [record["peers"][n] for n in names if n in record["peers"]]
+    return min(found) / record["ours_s"] if found else None
+
+
+def _ratios(records: Sequence[Record], *names: str) -> list[tuple[float, Record]]:
+    pairs = [(over(r, *names), r) for r in records]
+    return [(ratio, r) for ratio, r in pairs if ratio is not None]
+
+
+def _label(record: Record) -> str:
+    return f"{record['case']}, {record['threads']} thread(s)"
+
+
+def groups_table(records: Sequence[Record]) -> list[str]:
+    """A line for each group: geometric mean and worst against each peer, share of the limit."""
+    names = list(dict.fromkeys(n for r in records for n in r["peers"]))
+    lines = []
+    for group in GROUPS:
+        mine = [r for r in records if r["group"] == group]
+        if not mine:
+            continue
+        parts = [f"{group:12} {len(mine):4}"]
+        for name in names:
+            ratios = [ratio for ratio, _ in _ratios(mine, name)]
+            if ratios:
+                parts.append(f"{name} {geomean(ratios):.2f}x (worst {min(ratios):.2f})")
+        parts.append(f"limit {geomean(r['limit_fraction'] for r in mine):.0%}")
+        parts.append(f"copy {geomean(r['copy_fraction'] for r in mine):.0%}")
+        lines.append("  ".join(parts))
+    return lines
+
+
+def _floor(name: str, value: float | None, least: float, worst: str = "") -> str:
+    if value is None:
+        return f"{name}: not measured"
+    verdict = "met" if value >= least else "MISSED"
+    return f"{name}: {value:.2f}, floor {least:g}: {verdict}" + (f" ({worst})" if worst else "")
+
+
+def floors(records: Sequence[Record]) -> list[str]:
+    """The acceptance floors, each met or missed."""
+    lines = []
+
+    def ratio_floor(
+        title: str, chosen: Sequence[Record], names: tuple[str, ...], mean: float | None,
+        least: float | None,
+    ) -> None:  # fmt: skip
+        ratios = _ratios(chosen, *names)
+        if not ratios:
+            return
+        if mean is not None:
+            lines.append(_floor(f"{title}, geometric mean", geomean(x for x, _ in ratios), mean))
+        if least is not None:
+            worst = min(ratios, key=lambda pair: pair[0])
+            lines.append(_floor(f"{title}, worst", worst[0], least, _label(worst[1])))
+
+    def group(test: Callable[[str], bool]) -> list[Record]:
+        return [r for r in records if test(r["group"])]
+
+    ratio_floor(
+        "f32 products over eager", group(lambda g: g == "matmul f32"), ("eager",), 0.95, 0.8
+    )
+    ratio_floor("bf16 products over eager", group(lambda g: g == "matmul bf16"), ("eager",),
+                0.95, 0.8)  # fmt: skip
+    ratio_floor("convolutions over eager", group(lambda g: g == "conv"), ("eager",), 0.9, 0.6)
+    memory = group(lambda g: g in MEMORY)
+    if memory:
+        worst = min(memory, key=lambda r: float(r["copy_fraction"]))
+        lines.append(_floor("memory-bound, share of a copy, worst", worst["copy_fraction"], 0.9,
+                            _label(worst)))  # fmt: skip
+    ratio_floor("memory-bound over compile", memory, ("compile",), None, 1.0)
+    ratio_floor("whole suite over eager", records, ("eager",), 1.3, None)
+    compiled = [r for r in records if "compile" in r["peers"] or "max-autotune" in r["peers"]]
+    best = ("eager", "compile", "max-autotune")
+    ratio_floor("whole suite over the better of eager and compile", compiled, best, 1.1, None)
+    lines += _compile_times(records)
+    return lines
+
+
+def _compile_times(records: Sequence[Record]) -> list[str]:
+    def most(title: str, seconds: float, limit: float, worst: str = "") -> str:
+        verdict = "met" if seconds <= limit else "MISSED"
+        where = f" ({worst})" if worst else ""
+        return f"{title}: {seconds:.3f} s, at most {limit:g}: {verdict}{where}"
+
+    if not records:
+        return []
+    slowest = max(records, key=lambda r: float(r["compile_s"]))
+    cached = max(records, key=lambda r: float(r["cached_s"]))
+    return [
+        most("first result, slowest", slowest["compile_s"], 1.0, slowest["case"]),
+        most("first result, median", statistics.median(r["compile_s"] for r in records), 0.3),
+        most("first result with the cache, slowest", cached["cached_s"], 0.02, cached["case"]),
+        most("first result with the cache, median",
+             statistics.median(r["cached_s"] for r in records), 0.02),
+    ]  # fmt: skip
+
+
+def summary(records: Sequence[Record]) -> str:
+    """The means by group, and the floors."""
+    return "\n".join(["", *groups_table(records), "", *floors(records)])
