@@ -18,6 +18,7 @@ from kir.ir import Kernel, Step, StepArg
 from kir.rewrites.algebra import Factor
 from kir.rewrites.base import EFFECTS, Choice, Domain, Effect, Move, Rewrite, Whole
 from kir.rewrites.carry import Carry
+from kir.rewrites.cast_storage import CastStorage
 from kir.rewrites.compute import ComputeAt
 from kir.rewrites.cse import Cse
 from kir.rewrites.fast import Fast
@@ -87,6 +88,7 @@ _ALL: tuple[type[Rewrite], ...] = (
     SplitK,
     ContractFma,
     NarrowStorage,
+    CastStorage,
     AccumulateIn,
     Fast,
     Online,
@@ -162,6 +164,10 @@ class Each(Rewrite):
 
     def bound(self) -> str:
         return "; ".join(dict.fromkeys(b for p in self.parts if (b := p.bound())))
+
+    @property
+    def keeps_range(self) -> bool:
+        return all(part.keeps_range for part in self.parts)
 
     def in_ring(self, kernel: Kernel) -> bool:
         for part in self.parts:
