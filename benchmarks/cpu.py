@@ -16,8 +16,6 @@ import ctypes
 import json
 import math
 import os
-import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -30,13 +28,13 @@ import torch
 from benchmarks import machine, peers
 from benchmarks.report import summary
 from benchmarks.suite import CASES, Case, quick
-from benchmarks.timing import Timing, interleaved
 from kir.backend import Executable
-from kir.backends.cpu import BACKEND
+from kir.backends.cpu import BACKEND, limits
 from kir.backends.cpu.executable import CpuExecutable
 from kir.dtypes import DType
 from kir.pipeline import compile as compile_kernel
 from kir.specialise import output_shapes
+from kir.timing import Timing, interleaved
 
 Array = np.ndarray[Any, Any]
 Record = dict[str, Any]
@@ -183,6 +181,8 @@ class Runner:
         error = check(case, outputs, want, "before timing")
         functions: dict[str, Callable[[], object]] = {"ours": lambda: ours(arrays, None, outputs)}
         rivals = {name: peers.make(name, case.function, tensors) for name in self.options.peers}
+        if "eager" in rivals and case.flops and "bf16" in case.name:
+            rivals["eager-f32"] = peers.in_f32(case.function, tensors)
         for name, rival in rivals.items():
             if rival.call is not None:
                 functions[name] = rival.call
@@ -193,12 +193,12 @@ class Runner:
         ours(arrays, None, outputs)
         check(case, outputs, want, "after timing")
         mine = times["ours"]
-        limits = self.limit_seconds(case, threads, times)
+        least = self.limit_seconds(case, threads, times)
         return {
             "case": case.name, "group": case.group, "threads": threads, "ours_s": mine.median,
             "peers": {n: times[n].median for n in rivals if n in times},
-            "limit_fraction": max(limits.values()) / mine.median,
-            "limit": max(limits, key=lambda n: limits[n]),
+            "limit_fraction": max(least.values()) / mine.median,
+            "limit": max(least, key=lambda n: least[n]),
             "copy_fraction": times["copy"].median / mine.median,
             "ours_q1_s": mine.quartile,
             "peers_q1": {n: times[n].quartile for n in rivals if n in times},
@@ -210,31 +210,32 @@ class Runner:
         }  # fmt: skip
 
     def limits(self, case: Case, threads: int) -> dict[str, Callable[[], object]]:
-        """What limits the case: the faster of two copies of as many bytes, a loop that reads them
-        where little is written, and a loop of multiply-adds."""
+        """What limits the case: the faster of two copies of as many bytes, the fastest loop that
+        reads them where little is written, and a loop of multiply-adds."""
         half = max(64, case.bytes // 2 // 4)
         source, target = torch.ones(half), torch.zeros(half)
         copies: dict[str, Callable[[], object]] = {
             "torch": lambda: target.copy_(source),
-            "kir": machine.stream_copy(case.bytes, threads),
+            "kir": limits.stream_copy(case.bytes, threads),
         }
-        if self.options.cpu_time and threads > 1:
-            raise SystemExit("--cpu-time is for one thread")
-        trial = interleaved(copies, 0.02, None, self.clock)
-        best = min(copies, key=lambda n: trial[n].quartile)
-        found = {"copy": copies[best]}
+        found = {"copy": self.fastest(copies)}
         if case.written * 4 < case.bytes:
-            found["read"] = machine.read(case.bytes, threads)
+            reads = {str(n): limits.read(case.bytes, threads, n) for n in (1, 2, 4)}
+            found["read"] = self.fastest(reads)
         if case.flops:
-            found["peak"] = machine.fma_peak(threads)[0]
+            found["peak"] = limits.fma_peak(threads)[0]
         return found
+
+    def fastest(self, functions: dict[str, Callable[[], object]]) -> Callable[[], object]:
+        trial = interleaved(functions, 0.02, None, self.clock)
+        return functions[min(functions, key=lambda n: trial[n].quartile)]
 
     def limit_seconds(self, case: Case, threads: int, times: dict[str, Timing]) -> dict[str, float]:
         """The least seconds that each limit allows."""
         moving = "read" if "read" in times else "copy"
         found = {moving: times[moving].median}
         if case.flops:
-            flops = machine.fma_peak(threads)[1]
+            flops = limits.fma_peak(threads)[1]
             found["peak"] = case.flops / flops * times["peak"].median
         return found
 

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.suite.case import GROUPS, MEMORY
 
 Record = dict[str, Any]
+EAGER = ("eager", "eager-f32")
 
 
 def geomean(values: Iterable[float]) -> float:
@@ -76,21 +77,19 @@ def floors(records: Sequence[Record]) -> list[str]:
     def group(test: Callable[[str], bool]) -> list[Record]:
         return [r for r in records if test(r["group"])]
 
-    ratio_floor(
-        "f32 products over eager", group(lambda g: g == "matmul f32"), ("eager",), 0.95, 0.8
-    )
-    ratio_floor("bf16 products over eager", group(lambda g: g == "matmul bf16"), ("eager",),
+    ratio_floor("f32 products over eager", group(lambda g: g == "matmul f32"), EAGER, 0.95, 0.8)
+    ratio_floor("bf16 products over eager", group(lambda g: g == "matmul bf16"), EAGER,
                 0.95, 0.8)  # fmt: skip
-    ratio_floor("convolutions over eager", group(lambda g: g == "conv"), ("eager",), 0.9, 0.6)
+    ratio_floor("convolutions over eager", group(lambda g: g == "conv"), EAGER, 0.9, 0.6)
     memory = group(lambda g: g in MEMORY)
     if memory:
         worst = min(memory, key=lambda r: float(r["copy_fraction"]))
         lines.append(_floor("memory-bound, share of a copy, worst", worst["copy_fraction"], 0.9,
                             _label(worst)))  # fmt: skip
     ratio_floor("memory-bound over compile", memory, ("compile",), None, 1.0)
-    ratio_floor("whole suite over eager", records, ("eager",), 1.3, None)
+    ratio_floor("whole suite over eager", records, EAGER, 1.3, None)
     compiled = [r for r in records if "compile" in r["peers"] or "max-autotune" in r["peers"]]
-    best = ("eager", "compile", "max-autotune")
+    best = (*EAGER, "compile", "max-autotune")
     ratio_floor("whole suite over the better of eager and compile", compiled, best, 1.1, None)
     lines += _compile_times(records)
     return lines

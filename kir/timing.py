@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 SAMPLE = 100e-6
 """Seconds that one sample lasts at the least: short functions are called several times for it."""
+SLOW = 20
+"""A function that takes this many times the budget of a case is called no second time to warm up,
+and in one round of the least number alone."""
 
 
 @dataclass(frozen=True)
@@ -27,26 +30,35 @@ def interleaved(
     rounds: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Each function's time per call. All are called in turn (A B C A B C ...) after two calls
-    each to warm up, for `budget` seconds in all, or as many `rounds` as given; at least 5 rounds
-    (3 where one takes over a second). The collector of garbage is off meanwhile."""
-    repeats = {}
+    """Each function's time per call.
+
+    After two calls each to warm up, all are called in turn (A B C A B C ...), for `budget` seconds
+    in all or as many `rounds` as given, but at least in 5 rounds (3 where a round takes over twice
+    the budget). The collector of garbage is off meanwhile. A function that is very slow beside the
+    budget takes part in the first round alone.
+    """
+    repeats: dict[str, int] = {}
+    slow: set[str] = set()
     spent = 0.0
     for name, f in functions.items():
-        f()
-        start = time.perf_counter()
-        f()
-        one = time.perf_counter() - start
+        one = _seconds(f)
+        if one > SLOW * budget:
+            slow.add(name)
+            repeats[name] = 1
+            continue
+        one = min(one, _seconds(f))
         repeats[name] = max(1, round(SAMPLE / max(one, 1e-7)))
         spent += one * repeats[name]
-    least = 3 if spent > 1.0 else 5
+    least = 3 if spent > 2 * budget else 5
     wanted = rounds or max(least, min(1000, int(budget / max(spent, 1e-6))))
     taken: dict[str, list[float]] = {name: [] for name in functions}
     enabled = gc.isenabled()
     gc.disable()
     try:
-        for _ in range(wanted):
+        for number in range(wanted):
             for name, f in functions.items():
+                if number and name in slow:
+                    continue
                 count = range(repeats[name])
                 start = clock()
                 for _ in count:
@@ -56,6 +68,12 @@ def interleaved(
         if enabled:
             gc.enable()
     return {name: _timing(times) for name, times in taken.items()}
+
+
+def _seconds(f: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    f()
+    return time.perf_counter() - start
 
 
 def _timing(times: list[float]) -> Timing:
