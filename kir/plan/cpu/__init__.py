@@ -17,6 +17,7 @@ from kir.plan.common import (
     nests,
     parallel_prefix,
 )
+from kir.plan.cpu.attention import attention
 from kir.plan.cpu.chip import Chip
 from kir.plan.cpu.contractions import contraction
 from kir.plan.cpu.elementwise import elementwise
@@ -33,6 +34,9 @@ def plan(kernel: Kernel, chip: Chip = Chip()) -> tuple[Step, ...]:  # noqa: B008
     Every kernel gets one: at worst, its canonical loops.
     """
     draft = Draft(kernel)
+    if attention(draft, chip):
+        draft.attempt("contract_fma")
+        return tuple(draft.steps)
     if any(isinstance(n, Define | Reduce) for n in walk(kernel)):
         inline_pointwise(draft)
         draft.take("loops")
