@@ -245,6 +245,14 @@ class Builder:
     def lane(self, vector: V, index: int) -> V:
         return self.emit(f"extractelement {vector}, i64 {index}", vector.ty)
 
+    def halves(self, vector: V) -> tuple[V, V]:
+        """The first and the second half of an even number of lanes."""
+        half = vector.lanes // 2
+        masks = (", ".join(f"i32 {k * half + i}" for i in range(half)) for k in (0, 1))
+        text = f"shufflevector {vector}, {V('poison', vector.ty, vector.lanes)}, <{half} x i32>"
+        first, second = (self.emit(f"{text} <{m}>", vector.ty, half) for m in masks)
+        return first, second
+
     def insert(self, vector: V, value: V, index: int) -> V:
         return self.emit(f"insertelement {vector}, {value}, i64 {index}", vector.ty, vector.lanes)
 

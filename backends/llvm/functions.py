@@ -1,10 +1,10 @@
 """f32 functions as straight-line code on vectors of any lanes: polynomials, no tables, no calls.
 
-Bounds on the error, in ulp of the exact result, as the tests measure them: exp, exp2, log, log2,
-log1p, expm1, tanh, sigmoid, sin and cos each at most 4 (most below 2), erf 5. NaN, infinities,
-signed zeros and subnormals come out as the exact function gives them. `sin` and `cos` of
-magnitudes from 2^28 on go to libm or, where there is none, to the run-time system's `kir_sinf` and
-`kir_cosf`. The coefficients are weighted minimax fits made for this file.
+Bounds on the error, in ulp of the exact result, as the tests measure them: log, log2, log1p, expm1,
+sin and cos 2, exp and exp2 3, sigmoid 4, tanh and erf 5. NaN, infinities, signed zeros and
+subnormals come out as the exact function gives them. `sin` and `cos` of magnitudes from 2^28 on go
+to libm or, where there is none, to the run-time system's `kir_sinf` and `kir_cosf`. The
+coefficients are weighted minimax fits made for this file.
 """
 
 from __future__ import annotations
@@ -25,22 +25,25 @@ ROUND_BITS = 0x4B400000
 
 EXPM1 = (0.5, 0.1666666567325592, 0.04166635870933533, 0.008333389647305012,
          0.0013940720818936825, 0.00019845884526148438)  # fmt: skip
-EXP2 = (0.6931471824645996, 0.24022647738456726, 0.055503323674201965, 0.00961843691766262,
-        0.0013398875016719103, 0.00015353360504377633)  # fmt: skip
+EXP2 = (0.6931470036506653, 0.24022246897220612, 0.0555071197450161, 0.009671307168900967,
+        0.001326913945376873)  # fmt: skip
 LOG = (0.3333333134651184, -0.250008225440979, 0.20001228153705597, -0.1662333458662033,
        0.14201723039150238, -0.13160377740859985, 0.12761935591697693,
        -0.07634418457746506)  # fmt: skip
 SIN = (-0.1666666716337204, 0.008333329111337662, -0.0001983930415008217, 2.7180462893738877e-06)
 COS = (0.0416666679084301, -0.0013888883404433727, 2.479945214872714e-05)
+EXP = (0.499992311000824, 0.16667115688323975, 0.041890256106853485,
+       0.008312467485666275)  # fmt: skip
 ERF_LIMIT = 3.92
-ERF = (0.16407328844070435, 0.048072561621665955, 0.003401933703571558, 0.00033389069722034037,
-       4.084708052687347e-06, -1.1343007422226492e-08)  # fmt: skip
-ERF_BELOW = (0.8862269520759583, 0.44081515073776245, 0.1009184867143631, 0.01367459911853075,
-             0.0011534508084878325, 5.529870395548642e-05)  # fmt: skip
-EXP = (0.4999999403953552, 0.1666651964187622, 0.04166839271783829, 0.008368780836462975,
-       0.001381446490995586)  # fmt: skip
-TANH = (-0.3333333134651184, 0.13333246111869812, -0.0539521649479866, 0.021732719615101814,
-        -0.008262742310762405, 0.0022269717883318663)  # fmt: skip
+ERF = (1.1283791065216064, 0.18719832599163055, 0.05237787961959839, 0.003644747193902731,
+       0.00028508162358775735, 2.1118196400493616e-06)  # fmt: skip
+ERF_BELOW = (1.0, 0.49923279881477356, 0.11283248662948608, 0.014721966348588467,
+             0.001138831372372806, 3.874419053317979e-05)  # fmt: skip
+TANH_LIMIT = 9.02
+TANH = (1.0, 0.13382647931575775, 0.0034974212758243084, 2.063557803921867e-05,
+        1.3384439334629405e-08)  # fmt: skip
+TANH_BELOW = (1.0, 0.4671596884727478, 0.025884196162223816, 0.0003288474108558148,
+              7.790217750880402e-07)  # fmt: skip
 
 _23 = integer(23, "i32")
 
@@ -120,12 +123,6 @@ class Single:
         rest = self.b.op("sub", n, half)
         return self.mul(self.mul(x, self.power_of_two(half)), self.power_of_two(rest))
 
-    def shifted(self, x: V, n: V) -> V:
-        """x * 2^n, added to the exponent: neither x nor the result may be 0, subnormal or inf.
-        Of `n` the low nine bits count, so `n + ROUND_BITS` does as well. NaN comes out as anything:
-        the caller must not use it."""
-        return self.from_bits(self.b.op("add", self.bits(x), self.b.op("shl", n, _23)))
-
     def reduced(self, x: V, coefficients: Sequence[float]) -> tuple[V, V]:
         """x = n*ln2 + r: (expm1(r), n as i32), for x in about [-104, 89]."""
         n, whole = self.nearest(self.fma(x, self.c(LOG2E), self.c(ROUND)))
@@ -133,39 +130,86 @@ class Single:
         r = self.fma(n, self.c(-LN2_LOW), r)
         return self.fma(self.mul(r, r), self.poly(coefficients, r), r), whole
 
-    def exp2_within(self, x: V, coefficients: Sequence[float]) -> V:
-        """2^x for x in [-125, 126]: no overflow, no subnormals."""
-        rounded = self.add(x, self.c(ROUND))
-        r = self.sub(x, self.sub(rounded, self.c(ROUND)))
-        return self.shifted(
-            self.fma(r, self.poly(coefficients, r), self.c(1.0)), self.bits(rounded)
-        )
+    def horner(self, coefficients: Sequence[float], x: V) -> V:
+        """The fewest instructions: for vectors of several registers, whose chains overlap."""
+        total = self.c(coefficients[-1])
+        for k in reversed(coefficients[:-1]):
+            total = self.fma(total, x, self.c(k))
+        return total
+
+    def ratio(self, x: V, above: Sequence[float], below: Sequence[float]) -> V:
+        """x * A(x^2) / B(x^2), within [-1, 1]."""
+        z = self.mul(x, x)
+        quotient = self.div(self.mul(x, self.horner(above, z)), self.horner(below, z))
+        return self.above(self.below(quotient, 1.0), -1.0)
+
+    def within(self, x: V, limit: float) -> V:
+        """Whether |x| <= limit in all lanes, as one i1; NaN is not. Magnitudes compare as integers,
+        and the greatest of several registers is compared."""
+        b = self.b
+        size = b.op("and", self.bits(x), integer(0x7FFFFFFF, "i32"))
+        while size.lanes > max(8, self.machine.vector_bits // 32) and size.lanes % 2 == 0:
+            size = b.intrinsic("llvm.umax", *b.halves(size))
+        good = b.icmp("sle", size, self.bits(self.c(limit)))
+        return b.all(good) if x.lanes else good
+
+    def quick(self, x: V, usual: Function, rare: Function, limit: float) -> V:
+        """usual(x) where |x| <= limit in all lanes, as it mostly is, else rare(x)."""
+        b = self.b
+        here, there, done = b.fresh("usual"), b.fresh("rare"), b.fresh("done")
+        b.branch(self.within(x, limit), here, there)
+        b.label(here)
+        one = usual(self, x)
+        here = b.block
+        b.jump(done)
+        b.label(there)
+        two = rare(self, x)
+        there = b.block
+        b.jump(done)
+        b.label(done)
+        return b.phi(one, here, two, there)
+
+
+def _exp_usual(s: Single, x: V, sign: float = 1.0) -> V:
+    """e^(sign*x) where 2^n is a normal number: n + 127 stands in the low bits of the sum."""
+    scaled = s.fma(x, s.c(sign * LOG2E), s.c(ROUND + 127))
+    n = s.sub(scaled, s.c(ROUND + 127))
+    scale = s.from_bits(s.b.op("shl", s.bits(scaled), _23))
+    r = s.fma(n, s.c(-sign * LN2_HIGH), x)
+    r = s.fma(n, s.c(-sign * LN2_LOW), r)
+    square = s.mul(r, r)
+    odd = [k * sign if i % 2 else k for i, k in enumerate(EXP)]
+    low, high = s.fma(r, s.c(odd[1]), s.c(odd[0])), s.fma(r, s.c(odd[3]), s.c(odd[2]))
+    t = s.fma(square, s.fma(square, high, low), r if sign > 0 else s.b.fneg(r))
+    return s.fma(t, scale, scale)
+
+
+def _exp_rare(s: Single, x: V) -> V:
+    t, n = s.reduced(s.above(s.below(x, 89.0), -104.0), EXP)
+    return s.scale(s.add(t, s.c(1.0)), n)
 
 
 def exp(s: Single, x: V) -> V:
     """Where all lanes are moderate, as they mostly are, clamping and scaling in steps fall away."""
-    b = s.b
-    moderate = b.fcmp("ole", s.abs(x), s.c(87.0))  # not for NaN
-    every = b.all(moderate) if x.lanes else moderate
-    usual, rare, done = b.fresh("usual"), b.fresh("rare"), b.fresh("done")
-    b.branch(every, usual, rare)
-    b.label(usual)
-    t, n = s.reduced(x, EXP)
-    quick = s.shifted(s.add(t, s.c(1.0)), n)
-    b.jump(done)
-    b.label(rare)
-    t, n = s.reduced(s.above(s.below(x, 89.0), -104.0), EXP)
-    full = s.scale(s.add(t, s.c(1.0)), n)
-    b.jump(done)
-    b.label(done)
-    return b.phi(quick, usual, full, rare)
+    return s.quick(x, _exp_usual, _exp_rare, 87.0)
 
 
-def exp2(s: Single, x: V) -> V:
+def _exp2_usual(s: Single, x: V) -> V:
+    scaled = s.add(x, s.c(ROUND + 127))
+    r = s.sub(x, s.sub(scaled, s.c(ROUND + 127)))
+    scale = s.from_bits(s.b.op("shl", s.bits(scaled), _23))
+    return s.fma(s.mul(r, s.poly(EXP2, r)), scale, scale)
+
+
+def _exp2_rare(s: Single, x: V) -> V:
     inside = s.above(s.below(x, 129.0), -151.0)
     n, whole = s.nearest(s.add(inside, s.c(ROUND)))
     r = s.sub(inside, n)
     return s.scale(s.fma(r, s.poly(EXP2, r), s.c(1.0)), whole)
+
+
+def exp2(s: Single, x: V) -> V:
+    return s.quick(x, _exp2_usual, _exp2_rare, 126.0)
 
 
 def expm1(s: Single, x: V) -> V:
@@ -225,26 +269,27 @@ def log1p(s: Single, x: V) -> V:
 
 
 def tanh(s: Single, x: V) -> V:
-    a = s.below(s.abs(x), 10.0)
-    square = s.mul(a, a)
-    small = s.fma(s.mul(square, a), s.poly(TANH, square), a)
-    e = s.exp2_within(s.mul(a, s.c(2 * LOG2E)), EXP2)
-    large = s.sub(s.c(1.0), s.div(s.c(2.0), s.add(e, s.c(1.0))))
-    return s.copysign(s.b.select(s.b.fcmp("ult", a, s.c(0.6)), small, large), x)
+    """x * A(x^2) / B(x^2): beyond the limit it is 1 to within an ulp."""
+    return s.ratio(s.above(s.below(x, TANH_LIMIT), -TANH_LIMIT), TANH, TANH_BELOW)
 
 
-def sigmoid(s: Single, x: V) -> V:
-    e = exp(s, s.b.fneg(s.abs(x)))
+def _sigmoid_usual(s: Single, x: V) -> V:
+    return s.div(s.c(1.0), s.add(_exp_usual(s, x, -1.0), s.c(1.0)))
+
+
+def _sigmoid_rare(s: Single, x: V) -> V:
+    e = _exp_rare(s, s.b.fneg(s.abs(x)))
     d = s.div(s.c(1.0), s.add(e, s.c(1.0)))
     return s.b.select(s.b.fcmp("oge", x, s.c(0.0)), d, s.mul(e, d))
 
 
+def sigmoid(s: Single, x: V) -> V:
+    return s.quick(x, _sigmoid_usual, _sigmoid_rare, 87.0)
+
+
 def erf(s: Single, x: V) -> V:
-    """x * P(x^2) / Q(x^2): beyond the limit it is 1 to within an ulp."""
-    a = s.above(s.below(x, ERF_LIMIT), -ERF_LIMIT)
-    z = s.mul(a, a)
-    ratio = s.div(s.fma(s.mul(a, z), s.poly(ERF, z), a), s.poly(ERF_BELOW, z))
-    return s.above(s.below(ratio, 1.0), -1.0)
+    """x * A(x^2) / B(x^2): beyond the limit it is 1 to within an ulp."""
+    return s.ratio(s.above(s.below(x, ERF_LIMIT), -ERF_LIMIT), ERF, ERF_BELOW)
 
 
 def _sine_cosine(quarter: int) -> Function:
