@@ -553,7 +553,7 @@ def test_the_cache_keeps_finds_and_mends(tmp_path: Path, monkeypatch: pytest.Mon
     first = BACKEND.lower(kernel, "cpu", "native")
     (entry,) = [p for p in tmp_path.rglob("*") if p.is_file()]
     compiled: list[str] = []
-    monkeypatch.setattr("kir.backends.cpu.compile_text", _spy(compiled, compile_text))
+    monkeypatch.setattr("kir.backends.cpu.backend.compile_text", _spy(compiled, compile_text))
     again = BACKEND.lower(kernel, "cpu", "native")
     assert not compiled and again.stages == first.stages
     entry.write_bytes(entry.read_bytes()[:-7])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal
 
+from kir.backends.cpu import host
 from kir.backends.llvm import Machine
-from kir.backends.llvm.compile import host
+from kir.backends.llvm.compile import host as llvm_host
 from kir.errors import MissingHardwareError, UnsupportedError
 from kir.plan.cpu.chip import Chip
 
@@ -28,7 +27,7 @@ ARCHS = ("native", *NAMED)
 
 @lru_cache(maxsize=1)
 def host_features() -> frozenset[str]:
-    return frozenset(f[1:] for f in host()[2].split(",") if f.startswith("+"))
+    return frozenset(f[1:] for f in llvm_host()[2].split(",") if f.startswith("+"))
 
 
 @lru_cache(maxsize=16)
@@ -42,7 +41,7 @@ def machine_of(arch: str, parallel: bool = True) -> Machine:
                        stream_bytes=STREAM_BYTES, stream_fence="llvm.x86.sse.sfence")  # fmt: skip
     if arch != "native":
         raise UnsupportedError(f"cpu has no arch `{arch}`", hint="it has: " + ", ".join(ARCHS))
-    triple, cpu, features = host()
+    triple, cpu, features = llvm_host()
     have = host_features()
     if triple.startswith("x86_64"):
         bits = 512 if "avx512f" in have else 256 if "avx2" in have else 128
@@ -60,26 +59,9 @@ def chip_of(arch: str) -> Chip:
     registers = 32 if bits == 512 or machine_of(arch).triple.startswith("aarch64") else 16
     if arch != "native":
         return Chip(vector_bits=bits, registers=registers)
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return replace(
+        Chip(vector_bits=bits, registers=registers, cores=host.cores()), **dict(host.caches())
     )
-    found = {name: size for name, size in _caches().items() if size}
-    return replace(Chip(vector_bits=bits, registers=registers, cores=cores or 1), **found)
-
-
-def _caches() -> dict[str, int]:
-    """`l1`, `l2`, `l3` in bytes, where Linux tells them."""
-    sizes: dict[str, int] = {}
-    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        try:
-            kind = (folder / "type").read_text().strip()
-            level = int((folder / "level").read_text())
-            size = (folder / "size").read_text().strip()
-        except (OSError, ValueError):
-            continue
-        if kind != "Instruction" and 1 <= level <= 3 and size.endswith("K"):
-            sizes[f"l{level}"] = int(size[:-1]) << 10
-    return sizes
 
 
 def require_host(arch: str) -> None:

@@ -2,49 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ctypes
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from kir.backend import Arrays, Artifact, Executable
-from kir.backends.cpu.native import as_function, load_object
-from kir.errors import EvaluationError, InputDataError
+from kir.backends.cpu.direct import Spec, direct
+from kir.backends.cpu.native import load_code
+from kir.backends.cpu.packed import packed_symbol
+from kir.errors import EvaluationError, InputDataError, UsageError
 from kir.ir import Param, Read, Store, walk
 from kir.specialise import infer_dims, output_shapes
 from kir.syntax import format_expr
 
 NDArray = np.ndarray[Any, Any]
 PLANS_KEPT = 64
+ALIGNED_FROM = 1 << 15
+"""Bytes of an output from which on it gets memory aligned to cache lines."""
+MAX_THREADS = 4096
 
 
-@dataclass(frozen=True)
 class CallPlan:
-    """What a call on given shapes needs: the dims in order, the outputs' shapes."""
+    """What a call on given shapes needs: `dims` in order, the inputs' and outputs' `specs`.
 
-    dims: tuple[int, ...]
-    outputs: tuple[tuple[int, ...], ...]
+    From its second call on a plan has a built-in function of its own (see `direct`)."""
+
+    def __init__(self, dims: tuple[int, ...], specs: tuple[Spec, ...], given: Any) -> None:
+        self.dims, self.specs, self.given = dims, specs, given
+        self.outputs = [s for s in specs if s.output]
+        self._makers = [maker(s.shape, s.dtype) for s in self.outputs]
+        self.calls = 0
+        self.direct: Callable[..., bool] | None = None
+
+    def allocate(self) -> list[NDArray]:
+        return [make() for make in self._makers]
+
+
+def maker(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Callable[[], NDArray]:
+    """What gives fresh memory; where it is large, aligned to cache lines, as `malloc`'s is not."""
+    size = math.prod(shape) * dtype.itemsize
+    return partial(np.empty if size < ALIGNED_FROM else _aligned, shape, dtype)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray:
+    raw = np.empty(math.prod(shape) * dtype.itemsize + 64, np.uint8)
+    return np.ndarray(shape, dtype, raw, -raw.ctypes.data % 64)
+
+
+def check_threads(threads: int) -> int:
+    """UsageError for a number of threads that is none."""
+    if isinstance(threads, bool) or not isinstance(threads, int):
+        raise UsageError(f"threads is {threads!r}", hint="0 leaves it to OMP_NUM_THREADS")
+    if abs(threads) > MAX_THREADS:
+        raise UsageError(f"{threads} threads are too many", hint=f"at most {MAX_THREADS}")
+    return threads
 
 
 @dataclass
 class CpuExecutable(Executable):
-    """A kernel in this process. `threads` = 0 leaves the number to OMP_NUM_THREADS (or all)."""
+    """A kernel in this process.
+
+    `threads` = 0 leaves the number to OMP_NUM_THREADS (or all processors); a loop with little work
+    uses fewer. Below 0, exactly that many are used, however little the work.
+    """
 
     artifact: Artifact
     threads: int = 0
     _plans: dict[Any, CallPlan] = field(default_factory=dict)
+    _last: CallPlan | None = None
 
     def __post_init__(self) -> None:
+        check_threads(self.threads)
         obj, kernel = self.artifact.stages["obj"], self.artifact.kernel
         assert isinstance(obj, bytes)
-        self._loaded = load_object(obj, self.artifact.launch["symbol"])
+        self._code = load_code(obj)
         self._checked_build = bool(self.artifact.launch["checked"])
-        pointers = len(kernel.params) + self._checked_build
-        self._function = as_function(self._loaded, pointers, len(kernel.dims))
+        self._entry = self._code.address(packed_symbol(kernel))
+        self._function = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)(self._entry)
         self._inputs = [(p.name, p.type.numpy) for p in kernel.inputs]
         self._outputs = [(p.name, p.type.numpy) for p in kernel.outputs]
+        self._in_names = [p.name for p in kernel.inputs]
+        self._out_names = [p.name for p in kernel.outputs]
 
     def __call__(
         self,
@@ -55,6 +99,21 @@ class CpuExecutable(Executable):
         """Run. InputDataError for arrays of a wrong dtype, shape or layout, ConstraintError for
         dims that contradict one another or break a constraint; EvaluationError where the build is
         checked and an index that is read from a tensor is out of range."""
+        plan = self._last
+        if plan is not None and plan.direct is not None and plan.given == dims:
+            try:
+                arrays = [inputs[n] for n in self._in_names]
+                made = [outputs[n] for n in self._out_names] if outputs else plan.allocate()
+            except KeyError:
+                return self._slowly(inputs, dims, outputs)
+            if plan.direct(*arrays, *made):
+                return dict(zip(self._out_names, made))
+        return self._slowly(inputs, dims, outputs)
+
+    def _slowly(
+        self, inputs: Arrays, dims: Mapping[str, int] | None, outputs: Arrays | None
+    ) -> dict[str, NDArray]:
+        """With all checks, and plans by shape."""
         arrays = []
         for (name, dtype), p in zip(self._inputs, self.artifact.kernel.inputs, strict=True):
             a = inputs.get(name)
@@ -63,12 +122,12 @@ class CpuExecutable(Executable):
             arrays.append(a)
         plan = self._plan(tuple(a.shape for a in arrays), dims)
         results = self._results(plan, outputs, arrays)
-        pointers = [a.ctypes.data for a in (*arrays, *results.values())]
-        if not self._checked_build:
-            self._function(*pointers, *plan.dims, self.threads)
-            return results
+        slots = [a.ctypes.data for a in (*arrays, *results.values())]
         cell = np.zeros(4, np.int64)
-        self._function(*pointers, cell.ctypes.data, *plan.dims, self.threads)
+        if self._checked_build:
+            slots.append(cell.ctypes.data)
+        slots += [*plan.dims, self.threads]
+        self._function((ctypes.c_int64 * len(slots))(*slots))
         if cell[0]:
             raise self._out_of_range(*cell.tolist())
         return results
@@ -99,27 +158,34 @@ class CpuExecutable(Executable):
             known = {d.name for d in kernel.dims}
             given = {n: v for n, v in (dims or {}).items() if n in known}
             bound = infer_dims(kernel, named, given)
-            made = output_shapes(kernel, bound)
-            plan = CallPlan(
-                tuple(bound[d.name] for d in kernel.dims),
-                tuple(made[p.name] for p in kernel.outputs),
-            )
+            plan = self._made(shapes, bound, dims)
             if len(self._plans) >= PLANS_KEPT:
                 self._plans.clear()
             self._plans[key] = plan
+        plan.calls += 1
+        if plan.calls == 2 and not self._checked_build:
+            plan.direct = direct(self._entry, plan.specs, (*plan.dims, self.threads))
+        self._last = plan
         return plan
+
+    def _made(
+        self, shapes: tuple[tuple[int, ...], ...], bound: Mapping[str, int], given: Any
+    ) -> CallPlan:
+        kernel = self.artifact.kernel
+        made = output_shapes(kernel, bound)
+        specs = [Spec(t, shape, False) for (_, t), shape in zip(self._inputs, shapes, strict=True)]
+        specs += [Spec(t, made[name], True) for name, t in self._outputs]
+        dims = tuple(bound[d.name] for d in kernel.dims)
+        return CallPlan(dims, tuple(specs), dict(given) if given is not None else None)
 
     def _results(
         self, plan: CallPlan, given: Arrays | None, arrays: list[NDArray]
     ) -> dict[str, NDArray]:
         if given is None:
-            return {
-                name: np.empty(shape, dtype)
-                for (name, dtype), shape in zip(self._outputs, plan.outputs, strict=True)
-            }
+            return dict(zip(self._out_names, plan.allocate(), strict=True))
         results: dict[str, NDArray] = {}
-        for p, shape in zip(self.artifact.kernel.outputs, plan.outputs, strict=True):
-            a = self._checked(p, given.get(p.name))
+        for p, spec in zip(self.artifact.kernel.outputs, plan.outputs, strict=True):
+            a, shape = self._checked(p, given.get(p.name)), spec.shape
             if a.shape != shape or not a.flags.writeable:
                 why = "is read-only" if a.shape == shape else f"has shape {a.shape}, not {shape}"
                 raise self._refusal(p, why)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import llvmlite.binding as llvm
-
-from kir.backends.cpu.archs import machine_of
-from kir.backends.llvm.compile import target_machine
+from kir.backends.cpu.image import Image, Mapped, is_linkable, link
 from kir.errors import CompileError
 
 _lock = threading.Lock()
-
 
 SPINS = "300"
 """Turns of libgomp's waiting loop before a thread sleeps: some 20 microseconds, which bridges the
@@ -34,8 +31,8 @@ def has_openmp() -> bool:
     if not chosen:
         os.environ["GOMP_SPINCOUNT"] = SPINS
     try:
-        llvm.load_library_permanently("libgomp.so.1")
-    except RuntimeError:
+        ctypes.CDLL("libgomp.so.1", ctypes.RTLD_GLOBAL)
+    except OSError:
         return False
     finally:
         if not chosen:
@@ -44,11 +41,31 @@ def has_openmp() -> bool:
 
 
 @lru_cache(maxsize=1)
-def _load_libm() -> None:
-    try:
-        llvm.load_library_permanently("libm.so.6")
-    except RuntimeError:  # not glibc: C's functions are in the process already
-        return
+def _libraries() -> tuple[ctypes.CDLL, ...]:
+    """Where code finds the functions that it calls: this process with libgomp, and C's library."""
+    has_openmp()
+    found = [ctypes.CDLL(None)]
+    for name in ("libm.so.6", "libgomp.so.1"):
+        try:
+            found.append(ctypes.CDLL(name, ctypes.RTLD_GLOBAL))
+        except OSError:  # not glibc: the process has C's functions already; or no OpenMP
+            continue
+    return tuple(found)
+
+
+@lru_cache(maxsize=256)
+def address_of(name: str) -> int:
+    """Of a function of C's library or libgomp; CompileError where there is none."""
+    for library in _libraries():
+        try:
+            function = getattr(library, name)
+        except AttributeError:
+            continue
+        return ctypes.cast(function, ctypes.c_void_p).value or 0
+    raise CompileError(
+        f"compiled code calls `{name}`, which this system has not",
+        hint="libgomp.so.1 comes with GCC's run-time libraries",
+    )
 
 
 @dataclass(frozen=True)
@@ -59,20 +76,55 @@ class Loaded:
     engine: Any
 
 
-def load_object(obj: bytes, symbol: str) -> Loaded:
+@dataclass(frozen=True)
+class Code:
+    """Machine code in memory for as long as this object lives: functions' addresses by name."""
+
+    engine: Any
+
+    def address(self, symbol: str) -> int:
+        """CompileError where there is no such function."""
+        if isinstance(self.engine, Mapped):
+            found = self.engine.symbols.get(symbol, 0)
+        else:
+            found = self.engine.get_function_address(symbol)
+        if not found:
+            raise CompileError(f"the object has no function `{symbol}`")
+        return found
+
+
+def load_image(image: Image) -> Code:
+    return Code(Mapped(image, address_of))
+
+
+def load_code(obj: bytes) -> Code:
     """Link an object into this process; CompileError where a symbol is missing."""
-    _load_libm()
-    has_openmp()
+    if is_linkable(obj) and platform.machine() in ("x86_64", "AMD64"):
+        return load_image(link(obj))
+    return Code(_engine(obj))
+
+
+def _engine(obj: bytes) -> Any:
+    """LLVM's own loader, for machines whose relocations `image` does not know."""
+    import llvmlite.binding as llvm
+
+    from kir.backends.cpu.archs import machine_of
+    from kir.backends.llvm.compile import target_machine
+
+    _libraries()
     with _lock:
         engine = llvm.create_mcjit_compiler(
             llvm.parse_assembly(""), target_machine(machine_of("native"))
         )
         engine.add_object_file(llvm.ObjectFileRef.from_data(obj))
         engine.finalize_object()
-        address = engine.get_function_address(symbol)
-    if not address:
-        raise CompileError(f"the object has no function `{symbol}`")
-    return Loaded(address, engine)
+    return engine
+
+
+def load_object(obj: bytes, symbol: str) -> Loaded:
+    """Link an object into this process; CompileError where a symbol is missing."""
+    code = load_code(obj)
+    return Loaded(code.address(symbol), code)
 
 
 def as_function(loaded: Loaded, pointers: int, integers: int) -> Any:

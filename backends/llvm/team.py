@@ -93,8 +93,8 @@ def launch(
     part = b.op("sdiv", total, b.op("mul", count, integer(SHARES)))
     least = b.op("sdiv", total, b.op("add", b.op("sdiv", work, integer(CHUNK)), integer(1)))
     chunk = b.intrinsic("llvm.smax", b.intrinsic("llvm.smax", part, least), integer(1))
-    for k, v in enumerate([total, count, chunk, counters, *values]):
-        b.store(v, b.gep(context, "i64", integer(k)), 8)
+    for at, v in enumerate([total, count, chunk, counters, *values]):
+        b.store(v, b.gep(context, "i64", integer(at)), 8)
     member = _member(b, name, kinds)
     b.call("GOMP_parallel", "void", 0, V(f"@{member}", "ptr"), context, threads, integer(0, "i32"))
     b.call("llvm.stackrestore.p0", "void", 0, stack)
