@@ -19,22 +19,26 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks import machine, peers
+from benchmarks import machine
 from benchmarks.report import summary
 from benchmarks.suite import CASES, Case, quick
+from kir import peers
 from kir.backend import Executable
 from kir.backends.cpu import BACKEND, limits
 from kir.backends.cpu.executable import CpuExecutable
+from kir.cli.common import write_output
 from kir.dtypes import DType
+from kir.errors import UsageError
 from kir.pipeline import compile as compile_kernel
 from kir.specialise import output_shapes
-from kir.timing import Timing, interleaved
+from kir.timing import interleaved
 
 Array = np.ndarray[Any, Any]
 Record = dict[str, Any]
@@ -52,7 +56,8 @@ def tensor_of(dtype: DType, values: Array) -> torch.Tensor:
 def array_of(tensor: torch.Tensor, dtype: DType) -> Array:
     """The same memory as NumPy's array, as KIR takes it."""
     if dtype.name == "bf16":
-        return tensor.view(torch.int16).numpy().view(dtype.numpy)
+        bits: Array = tensor.view(torch.int16).numpy()
+        return bits.view(dtype.numpy)
     made: Array = tensor.numpy()
     return made
 
@@ -141,10 +146,28 @@ def first_results(case: Case, inputs: dict[str, Array]) -> tuple[CpuExecutable, 
     return run, {"compile_s": seconds[0], "cached_s": seconds[1]}
 
 
+def torch_copy(nbytes: int) -> Callable[[], object]:
+    """PyTorch's copy of a tensor that reads and writes `nbytes` in all."""
+    half = max(64, nbytes // 2 // 4)
+    source, target = torch.ones(half), torch.zeros(half)
+    return lambda: target.copy_(source)
+
+
+@dataclass(frozen=True)
+class Options:
+    """See `run`."""
+
+    threads: tuple[int, ...]
+    names: tuple[str, ...]
+    budget: float
+    rounds: int | None = None
+    cpu_time: bool = False
+
+
 class Runner:
     """One run of the benchmark: its options, and what the cases share."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: Options) -> None:
         self.options = options
         self.clock = time.thread_time if options.cpu_time else time.perf_counter
         self.machine = {
@@ -176,24 +199,25 @@ class Runner:
         tensors: Sequence[torch.Tensor],
         want: Sequence[Array],
     ) -> Record:
+        work = limits.Work(case.bytes, case.written, case.flops)
         outputs = make_outputs(case)
         ours(arrays, None, outputs)
         error = check(case, outputs, want, "before timing")
         functions: dict[str, Callable[[], object]] = {"ours": lambda: ours(arrays, None, outputs)}
-        rivals = {name: peers.make(name, case.function, tensors) for name in self.options.peers}
+        rivals = {name: peers.make(name, case.function, tensors) for name in self.options.names}
         if "eager" in rivals and case.flops and "bf16" in case.name:
             rivals["eager-f32"] = peers.in_f32(case.function, tensors)
         for name, rival in rivals.items():
             if rival.call is not None:
                 functions[name] = rival.call
-        functions |= self.limits(case, threads)
+        functions |= limits.limit_calls(work, threads, {"torch": torch_copy(case.bytes)})
         times = interleaved(functions, self.options.budget, self.options.rounds, self.clock)
         for array in outputs.values():
             array.fill(0)
         ours(arrays, None, outputs)
         check(case, outputs, want, "after timing")
         mine = times["ours"]
-        least = self.limit_seconds(case, threads, times)
+        least = limits.least_seconds(work, threads, times)
         return {
             "case": case.name, "group": case.group, "threads": threads, "ours_s": mine.median,
             "peers": {n: times[n].median for n in rivals if n in times},
@@ -203,41 +227,11 @@ class Runner:
             "ours_q1_s": mine.quartile,
             "peers_q1": {n: times[n].quartile for n in rivals if n in times},
             "copy_q1_s": times["copy"].quartile,
-            "peers_compile_s": {n: r.first for n, r in rivals.items() if r.call is not None},
+            "peers_compile_s": {n: r.first for n, r in rivals.items() if r.first},
             "peers_missing": {n: r.why for n, r in rivals.items() if r.call is None},
             "rounds": mine.rounds, "bytes": case.bytes, "flops": case.flops, "cold": case.cold,
             "error": error, "machine": self.machine,
         }  # fmt: skip
-
-    def limits(self, case: Case, threads: int) -> dict[str, Callable[[], object]]:
-        """What limits the case: the faster of two copies of as many bytes, the fastest loop that
-        reads them where little is written, and a loop of multiply-adds."""
-        half = max(64, case.bytes // 2 // 4)
-        source, target = torch.ones(half), torch.zeros(half)
-        copies: dict[str, Callable[[], object]] = {
-            "torch": lambda: target.copy_(source),
-            "kir": limits.stream_copy(case.bytes, threads),
-        }
-        found = {"copy": self.fastest(copies)}
-        if case.written * 4 < case.bytes:
-            reads = {str(n): limits.read(case.bytes, threads, n) for n in (1, 2, 4)}
-            found["read"] = self.fastest(reads)
-        if case.flops:
-            found["peak"] = limits.fma_peak(threads)[0]
-        return found
-
-    def fastest(self, functions: dict[str, Callable[[], object]]) -> Callable[[], object]:
-        trial = interleaved(functions, 0.02, None, self.clock)
-        return functions[min(functions, key=lambda n: trial[n].quartile)]
-
-    def limit_seconds(self, case: Case, threads: int, times: dict[str, Timing]) -> dict[str, float]:
-        """The least seconds that each limit allows."""
-        moving = "read" if "read" in times else "copy"
-        found = {moving: times[moving].median}
-        if case.flops:
-            flops = limits.fma_peak(threads)[1]
-            found["peak"] = case.flops / flops * times["peak"].median
-        return found
 
 
 def line(record: Record) -> str:
@@ -254,11 +248,11 @@ def line(record: Record) -> str:
     )
 
 
-def choose(options: argparse.Namespace) -> list[Case]:
-    cases = quick() if options.quick else CASES
-    found = [c for c in cases if not options.only or any(s in c.name for s in options.only)]
+def choose(only: Sequence[str], third: bool) -> list[Case]:
+    """The cases asked for; UsageError where no name has any of the strings."""
+    found = [c for c in (quick() if third else CASES) if not only or any(s in c.name for s in only)]
     if not found:
-        raise SystemExit("no case has such a name: --list shows all")
+        raise UsageError("no case has such a name", hint="python -m benchmarks.cpu --list")
     return found
 
 
@@ -270,9 +264,48 @@ def keep_memory() -> None:
     libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
+def run(
+    threads: Sequence[int] = (1, 2),
+    names: Sequence[str] = ("eager",),
+    only: Sequence[str] = (),
+    quick: bool = False,
+    budget: float | None = None,
+    rounds: int | None = None,
+    cpu_time: bool = False,
+    json_file: str | Path | None = None,
+) -> list[Record]:
+    """Time the cases and print each as it comes, then the means and the floors.
+
+    `names` are peers of `kir.peers.PEERS`; `budget` is in seconds for each case and thread count
+    (0.5, or 0.1 of the quick third).
+    """
+    cases = choose(only, quick)
+    keep_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        if {"compile", "max-autotune"} & set(names):
+            peers.prepare(folder)
+        budget = budget or (0.1 if quick else 0.5)
+        runner = Runner(Options(tuple(threads), tuple(names), budget, rounds, cpu_time))
+        compile_kernel(CASES[0].spec(), "cpu", CASES[0].dims)  # LLVM's own start
+        records = []
+        for case in cases:
+            records += runner.case(case)
+            if json_file is not None and str(json_file) != "-":
+                write(json_file, records)
+    print(summary(records))
+    if str(json_file) == "-":
+        print(json.dumps(records, indent=1))
+    return records
+
+
+def write(path: str | Path, records: Sequence[Record]) -> None:
+    write_output(Path(path), json.dumps(records, indent=1) + "\n")
+
+
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="+", metavar="SUBSTR", help="cases with this in the name")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--only", nargs="+", metavar="SUBSTR", default=[],
+                        help="cases with any of these in the name")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     parser.add_argument("--quick", action="store_true", help="a fixed third, in a minute")
     parser.add_argument("--threads", nargs="+", type=int)
@@ -282,30 +315,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cpu-time", action="store_true", help="processor time, one thread")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
-    cores = os.cpu_count() or 1
-    options.threads = options.threads or sorted({1, min(2, cores)})
     if options.cpu_time:
         options.threads = [1]
-    options.budget = options.budget or (0.1 if options.quick else 0.5)
+    options.threads = options.threads or sorted({1, min(2, os.cpu_count() or 1)})
     return options
 
 
 def main() -> None:
     options = arguments()
-    cases = choose(options)
     if options.list:
-        print("\n".join(c.name for c in cases))
+        print("\n".join(c.name for c in choose(options.only, options.quick)))
         return
-    keep_memory()
-    with tempfile.TemporaryDirectory() as folder:
-        if {"compile", "max-autotune"} & set(options.peers):
-            peers.prepare(folder)
-        runner = Runner(options)
-        compile_kernel(CASES[0].spec(), "cpu", CASES[0].dims)  # LLVM's own start
-        records = [record for case in cases for record in runner.case(case)]
-    if options.json:
-        options.json.write_text(json.dumps(records, indent=1) + "\n")
-    print(summary(records))
+    run(options.threads, options.peers, options.only, options.quick, options.budget,
+        options.rounds, options.cpu_time, options.json)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ multiplying and adding."""
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -18,8 +19,10 @@ from kir.backends.llvm.compile import compile_object
 from kir.check import check_kernel
 from kir.specialise import specialise
 from kir.syntax import parse_kernel
+from kir.timing import Timing, interleaved
 
 Call = Callable[[], object]
+Limits = dict[str, Call]
 
 COPY = """kernel copy[P, N](x: f32[P, N, 64]) -> (y: f32[P, N, 64]) {
   grid p: P {
@@ -119,3 +122,41 @@ def fma_peak(threads: int) -> tuple[Call, float]:
         return list(pool.map(lambda _: function(STEPS, 0.5), range(threads)))
 
     return run, flops
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a kernel must do at the least: `bytes` moved, `written` of them; `flops` of products
+    (0 where memory alone limits it)."""
+
+    bytes: int
+    written: int
+    flops: float
+
+
+def limit_calls(work: Work, threads: int, copies: Mapping[str, Call] | None = None) -> Limits:
+    """The functions to be timed beside a kernel: `copy`, the fastest copy of as many bytes (of
+    KIR's and the given ones); `read`, the fastest loop that reads them, where little is written;
+    `peak`, a loop of multiply-adds, where there are products."""
+    found = {
+        "copy": fastest({"kir": stream_copy(work.bytes, threads), **(copies or {})}),
+    }
+    if work.written * 4 < work.bytes:
+        found["read"] = fastest({str(n): read(work.bytes, threads, n) for n in (1, 2, 4)})
+    if work.flops:
+        found["peak"] = fma_peak(threads)[0]
+    return found
+
+
+def least_seconds(work: Work, threads: int, times: Mapping[str, Timing]) -> dict[str, float]:
+    """The least seconds that each limit allows, by the times of `limit_calls`."""
+    moving = "read" if "read" in times else "copy"
+    found = {moving: times[moving].median}
+    if work.flops:
+        found["peak"] = work.flops / fma_peak(threads)[1] * times["peak"].median
+    return found
+
+
+def fastest(functions: Mapping[str, Call]) -> Call:
+    trial = interleaved(functions, 0.02)
+    return functions[min(functions, key=lambda n: trial[n].quartile)]

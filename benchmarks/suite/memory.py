@@ -128,8 +128,12 @@ def _below(n: int) -> Callable[[np.random.Generator, tuple[int, ...]], Any]:
 
 
 def _rows(dtype: str, tail: str, lengths: tuple[int, ...]) -> Iterator[Case]:
-    kinds = {"softmax": softmax, "log_softmax": log_softmax, "layer_norm": layer_norm,
-             "rms_norm": rms_norm}  # fmt: skip
+    kinds: dict[str, Callable[..., Any]] = {
+        "softmax": softmax,
+        "log_softmax": log_softmax,
+        "layer_norm": layer_norm,
+        "rms_norm": rms_norm,
+    }
     for kind, function in kinds.items():
         for n in lengths:
             yield Case(f"{kind} {dtype} {ELEMENTS // n}x{n}", "rows", f"{kind}{tail}",
@@ -151,7 +155,8 @@ def _pointwise(dtype: str, tail: str) -> Iterator[Case]:
     for label, m in (("8M", ELEMENTS // 1024), ("64K in cache", SMALL // 1024)):
         dims = {"M": m, "N": 1024}
         yield Case(f"gelu {dtype} {label}", "pointwise", f"gelu{tail}", dims, gelu)
-        for kind, function in (("silu", silu), ("mish", mish), ("chain", chain)):
+        others: dict[str, Callable[..., Any]] = {"silu": silu, "mish": mish, "chain": chain}
+        for kind, function in others.items():
             yield Case(f"{kind} {dtype} {label}", "pointwise", f"pointwise{tail}", dims, function,
                        kernel_name=kind)  # fmt: skip
     t, h, d = 2048, 32, 64
