@@ -9,7 +9,7 @@ from kir.backends.cpu import cache, library
 from kir.backends.cpu.archs import ARCHS, chip_of, machine_of, require_host
 from kir.backends.cpu.executable import CpuExecutable
 from kir.backends.cpu.native import has_openmp
-from kir.backends.cpu.packed import packed_entry
+from kir.backends.cpu.packed import packed_entry, packed_symbol
 from kir.backends.llvm import Machine, emit
 from kir.backends.llvm.compile import compile_text, versions
 from kir.backends.llvm.memory import CELL
@@ -70,6 +70,7 @@ class CpuBackend(Backend):
         threads = "libgomp" if parallel else "none: libgomp.so.1 is missing, grids run in order"
         launch = {
             "symbol": emitted.symbol,
+            "packed": packed_symbol(kernel),
             "arguments": [
                 *(p.name for p in kernel.params),
                 *([CELL] if self.checked else []),

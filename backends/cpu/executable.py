@@ -2,66 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
-import math
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from kir.backend import Arrays, Artifact, Executable
-from kir.backends.cpu.direct import Spec, direct
+from kir.backends.cpu.call import Call, check_threads
+from kir.backends.cpu.direct import Spec
 from kir.backends.cpu.native import load_code
-from kir.backends.cpu.packed import packed_symbol
-from kir.errors import EvaluationError, InputDataError, UsageError
-from kir.ir import Param, Read, Store, walk
+from kir.errors import EvaluationError, InputDataError
+from kir.ir import Graph, Kernel, Param, Read, Store, walk
 from kir.specialise import infer_dims, output_shapes
 from kir.syntax import format_expr
 
 NDArray = np.ndarray[Any, Any]
-PLANS_KEPT = 64
-ALIGNED_FROM = 1 << 15
-"""Bytes of an output from which on it gets memory aligned to cache lines."""
-MAX_THREADS = 4096
-
-
-class CallPlan:
-    """What a call on given shapes needs: `dims` in order, the inputs' and outputs' `specs`.
-
-    From its second call on a plan has a built-in function of its own (see `direct`)."""
-
-    def __init__(self, dims: tuple[int, ...], specs: tuple[Spec, ...], given: Any) -> None:
-        self.dims, self.specs, self.given = dims, specs, given
-        self.outputs = [s for s in specs if s.output]
-        self._makers = [maker(s.shape, s.dtype) for s in self.outputs]
-        self.calls = 0
-        self.direct: Callable[..., bool] | None = None
-
-    def allocate(self) -> list[NDArray]:
-        return [make() for make in self._makers]
-
-
-def maker(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Callable[[], NDArray]:
-    """What gives fresh memory; where it is large, aligned to cache lines, as `malloc`'s is not."""
-    size = math.prod(shape) * dtype.itemsize
-    return partial(np.empty if size < ALIGNED_FROM else _aligned, shape, dtype)
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray:
-    raw = np.empty(math.prod(shape) * dtype.itemsize + 64, np.uint8)
-    return np.ndarray(shape, dtype, raw, -raw.ctypes.data % 64)
-
-
-def check_threads(threads: int) -> int:
-    """UsageError for a number of threads that is none."""
-    if isinstance(threads, bool) or not isinstance(threads, int):
-        raise UsageError(f"threads is {threads!r}", hint="0 leaves it to OMP_NUM_THREADS")
-    if abs(threads) > MAX_THREADS:
-        raise UsageError(f"{threads} threads are too many", hint=f"at most {MAX_THREADS}")
-    return threads
+CALLS_KEPT = 64
 
 
 @dataclass
@@ -74,21 +33,21 @@ class CpuExecutable(Executable):
 
     artifact: Artifact
     threads: int = 0
-    _plans: dict[Any, CallPlan] = field(default_factory=dict)
-    _last: CallPlan | None = None
+    _calls: OrderedDict[Any, Call] = field(default_factory=OrderedDict)
+    _last: tuple[Any, Call] | None = None
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
-        obj, kernel = self.artifact.stages["obj"], self.artifact.kernel
+        obj = self.artifact.stages["obj"]
         assert isinstance(obj, bytes)
         self._code = load_code(obj)
+        self._symbol = self.artifact.launch["packed"]
         self._checked_build = bool(self.artifact.launch["checked"])
-        self._entry = self._code.address(packed_symbol(kernel))
-        self._function = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)(self._entry)
-        self._inputs = [(p.name, p.type.numpy) for p in kernel.inputs]
-        self._outputs = [(p.name, p.type.numpy) for p in kernel.outputs]
-        self._in_names = [p.name for p in kernel.inputs]
-        self._out_names = [p.name for p in kernel.outputs]
+        self.item: Kernel | Graph = self.artifact.kernel
+        self._inputs = [(p.name, p.type.numpy) for p in self.item.inputs]
+        self._outputs = [(p.name, p.type.numpy) for p in self.item.outputs]
+        self._in_names = [p.name for p in self.item.inputs]
+        self._out_names = [p.name for p in self.item.outputs]
 
     def __call__(
         self,
@@ -99,35 +58,36 @@ class CpuExecutable(Executable):
         """Run. InputDataError for arrays of a wrong dtype, shape or layout, ConstraintError for
         dims that contradict one another or break a constraint; EvaluationError where the build is
         checked and an index that is read from a tensor is out of range."""
-        plan = self._last
-        if plan is not None and plan.direct is not None and plan.given == dims:
-            try:
-                arrays = [inputs[n] for n in self._in_names]
-                made = [outputs[n] for n in self._out_names] if outputs else plan.allocate()
-            except KeyError:
-                return self._slowly(inputs, dims, outputs)
-            if plan.direct(*arrays, *made):
-                return dict(zip(self._out_names, made))
+        if self._last is not None and self._last[0] == dims:
+            call = self._last[1]
+            if call.direct is not None:
+                try:
+                    arrays = [inputs[n] for n in self._in_names]
+                    made = [outputs[n] for n in self._out_names] if outputs else call.allocate()
+                except KeyError:
+                    return self._slowly(inputs, dims, outputs)
+                if call.direct(*arrays, *made):
+                    return dict(zip(self._out_names, made))
         return self._slowly(inputs, dims, outputs)
 
     def _slowly(
         self, inputs: Arrays, dims: Mapping[str, int] | None, outputs: Arrays | None
     ) -> dict[str, NDArray]:
-        """With all checks, and plans by shape."""
+        """With all checks, and calls by shape."""
         arrays = []
-        for (name, dtype), p in zip(self._inputs, self.artifact.kernel.inputs, strict=True):
+        for (name, dtype), p in zip(self._inputs, self.item.inputs, strict=True):
             a = inputs.get(name)
             if a.__class__ is not np.ndarray or a.dtype != dtype or not a.flags.c_contiguous:
                 a = self._checked(p, a)
             arrays.append(a)
-        plan = self._plan(tuple(a.shape for a in arrays), dims)
-        results = self._results(plan, outputs, arrays)
-        slots = [a.ctypes.data for a in (*arrays, *results.values())]
+        call = self.call_for(tuple(a.shape for a in arrays), dims)
+        results = self._results(call, outputs, arrays)
+        self._last = (dict(dims) if dims is not None else None, call)
+        if not self._checked_build:
+            call.run([*arrays, *results.values()])
+            return results
         cell = np.zeros(4, np.int64)
-        if self._checked_build:
-            slots.append(cell.ctypes.data)
-        slots += [*plan.dims, self.threads]
-        self._function((ctypes.c_int64 * len(slots))(*slots))
+        call.run([*arrays, *results.values()], cell)
         if cell[0]:
             raise self._out_of_range(*cell.tolist())
         return results
@@ -147,47 +107,40 @@ class CpuExecutable(Executable):
             node=node,
         )
 
-    def _plan(
-        self, shapes: tuple[tuple[int, ...], ...], dims: Mapping[str, int] | None
-    ) -> CallPlan:
-        key = (shapes, tuple(sorted(dims.items())) if dims else ())
-        plan = self._plans.get(key)
-        if plan is None:
-            kernel = self.artifact.kernel
-            named = {p.name: s for p, s in zip(kernel.inputs, shapes, strict=True)}
-            known = {d.name for d in kernel.dims}
-            given = {n: v for n, v in (dims or {}).items() if n in known}
-            bound = infer_dims(kernel, named, given)
-            plan = self._made(shapes, bound, dims)
-            if len(self._plans) >= PLANS_KEPT:
-                self._plans.clear()
-            self._plans[key] = plan
-        plan.calls += 1
-        if plan.calls == 2 and not self._checked_build:
-            plan.direct = direct(self._entry, plan.specs, (*plan.dims, self.threads))
-        self._last = plan
-        return plan
-
-    def _made(
-        self, shapes: tuple[tuple[int, ...], ...], bound: Mapping[str, int], given: Any
-    ) -> CallPlan:
-        kernel = self.artifact.kernel
-        made = output_shapes(kernel, bound)
+    def call_for(
+        self, shapes: Sequence[tuple[int, ...]], dims: Mapping[str, int] | None = None
+    ) -> Call:
+        """The call for inputs of these shapes; errors as those of a call."""
+        key = (tuple(shapes), tuple(sorted(dims.items())) if dims else ())
+        call = self._calls.get(key)
+        if call is not None:
+            return call
+        item = self.item
+        named = dict(zip(self._in_names, shapes, strict=True))
+        known = {d.name for d in item.dims}
+        given = {n: v for n, v in (dims or {}).items() if n in known}
+        bound = infer_dims(item, named, given)
+        made = output_shapes(item, bound)
         specs = [Spec(t, shape, False) for (_, t), shape in zip(self._inputs, shapes, strict=True)]
         specs += [Spec(t, made[name], True) for name, t in self._outputs]
-        dims = tuple(bound[d.name] for d in kernel.dims)
-        return CallPlan(dims, tuple(specs), dict(given) if given is not None else None)
+        values = [bound[d.name] for d in item.dims]
+        call = Call(self._code, self._symbol, specs, values, self.threads)
+        self._calls[key] = call
+        if len(self._calls) > CALLS_KEPT:
+            self._calls.popitem(last=False)
+        return call
 
     def _results(
-        self, plan: CallPlan, given: Arrays | None, arrays: list[NDArray]
+        self, call: Call, given: Arrays | None, arrays: list[NDArray]
     ) -> dict[str, NDArray]:
         if given is None:
-            return dict(zip(self._out_names, plan.allocate(), strict=True))
+            return dict(zip(self._out_names, call.allocate(), strict=True))
         results: dict[str, NDArray] = {}
-        for p, spec in zip(self.artifact.kernel.outputs, plan.outputs, strict=True):
-            a, shape = self._checked(p, given.get(p.name)), spec.shape
-            if a.shape != shape or not a.flags.writeable:
-                why = "is read-only" if a.shape == shape else f"has shape {a.shape}, not {shape}"
+        for p, spec in zip(self.item.outputs, call.outputs, strict=True):
+            a = self._checked(p, given.get(p.name))
+            if a.shape != spec.shape or not a.flags.writeable:
+                shaped = a.shape == spec.shape
+                why = "is read-only" if shaped else f"has shape {a.shape}, not {spec.shape}"
                 raise self._refusal(p, why)
             for other in (*arrays, *results.values()):
                 if np.may_share_memory(a, other):
@@ -210,6 +163,6 @@ class CpuExecutable(Executable):
         return InputDataError(
             f"`{p.name}` {why}",
             hint=f"declared is `{p.name}: {p.type}` with {len(p.shape)} axes",
-            kernel=self.artifact.kernel,
+            kernel=self.item,
             node=p,
         )
