@@ -62,23 +62,34 @@ def unpack(b: Builder, machine: Machine, bits: V, dtype: DType) -> V:
     return b.convert("bitcast", b.op("or", result, sign), "float")
 
 
+def stored(b: Builder, machine: Machine, value: V, dtype: DType) -> V:
+    """The stored bits of a f32 that holds a value of a narrow float: nothing is left to round."""
+    if dtype == bf16:
+        bits = b.convert("bitcast", value, "i32")
+        return b.convert("trunc", b.op("lshr", bits, integer(16, "i32")), "i16")
+    return pack(b, machine, value, dtype)
+
+
 def pack(b: Builder, machine: Machine, value: V, dtype: DType) -> V:
     """A f32 rounded to the stored bits of a narrow float."""
     layout = LAYOUTS[dtype]
     if dtype == f16 and machine.half:
         return b.convert("bitcast", b.convert("fptrunc", value, "half"), "i16")
     bits = b.convert("bitcast", value, "i32")
-    if dtype == bf16:
-        packed = b.op("lshr", _round_at(b, bits, 16), integer(16, "i32"))
-        sign = b.op("and", b.op("lshr", bits, integer(16, "i32")), integer(0x8000, "i32"))
-    else:
-        magnitude = b.op("and", bits, integer(0x7FFFFFFF, "i32"))
-        packed = _pack_magnitude(b, layout, magnitude)
-        sign = b.op("lshr", bits, integer(32 - layout.width, "i32"))
-        sign = b.op("and", sign, integer(1 << (layout.width - 1), "i32"))
+    magnitude = b.op("and", bits, integer(0x7FFFFFFF, "i32"))
+    packed = _pack_magnitude(b, layout, magnitude)
+    sign = b.op("lshr", bits, integer(32 - layout.width, "i32"))
+    sign = b.op("and", sign, integer(1 << (layout.width - 1), "i32"))
     nan = b.fcmp("uno", value, value)
     packed = b.select(nan, integer(layout.nan, "i32"), packed)
     return b.convert("trunc", b.op("or", packed, sign), layout.ty)
+
+
+def _rounded_bits(b: Builder, value: V) -> V:
+    """The bits of a f32, its upper 16 those of the nearest bf16: a carry out of the mantissa goes
+    to the exponent, as it should, and to infinity; only NaN must be kept from it."""
+    bits = _round_at(b, b.convert("bitcast", value, "i32"), 16)
+    return b.select(b.fcmp("uno", value, value), integer(0x7FC00000, "i32"), bits)
 
 
 def _round_at(b: Builder, bits: V, shift: int) -> V:
@@ -105,6 +116,9 @@ def _pack_magnitude(b: Builder, layout: Layout, magnitude: V) -> V:
 
 def rounded(b: Builder, machine: Machine, value: V, dtype: DType) -> V:
     """A f32 rounded to a narrow float's precision and range, held as f32."""
+    if dtype == bf16:
+        kept = b.op("and", _rounded_bits(b, value), integer(-65536, "i32"))
+        return b.convert("bitcast", kept, "float")
     return unpack(b, machine, pack(b, machine, value, dtype), dtype)
 
 

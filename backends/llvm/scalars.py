@@ -46,7 +46,7 @@ class Scalars:
 
     def to_memory(self, value: V, t: DType) -> V:
         if t in NARROW_FLOATS:
-            return narrow.pack(self.b, self.machine, value, t)
+            return narrow.stored(self.b, self.machine, value, t)
         return self.b.convert("zext", value, "i8") if t.is_bool else value
 
     def from_memory(self, bits: V, t: DType) -> V:
