@@ -40,8 +40,8 @@ class Unmask(Rewrite):
         for k: K { tile i: 8 { acc[i] += a_local[k, i] } }
         tile i_2: 8 where i_o*8 + i_2 < M { y[i_o*8 + i_2] = acc[i_2] }
 
-    The body may only store to buffers, at the index `i` itself; whoever reads these does so at
-    an index under the same mask. Every access must be in bounds without the mask.
+    The body may only store to buffers, at the index `i` itself and those others that the mask
+    takes; whoever reads these does so at indices under the same mask. Every access must be in bounds without the mask.
     """
 
     name: ClassVar[str] = "unmask"
@@ -58,7 +58,7 @@ class Unmask(Rewrite):
             if isinstance(s, Store) and s.target not in private:
                 if s.target not in shared:
                     refuse(kernel, f"`{s.target}` is an output", node=s)
-                self._check_readers(kernel, loop, shared[s.target])
+                self._check_readers(kernel, loop, shared[s.target], s)
         done = replace(loop, where=())
         made = replace_stmt(kernel, loop, (done,))
         self._check_bounds(kernel, made, done)
@@ -71,25 +71,32 @@ class Unmask(Rewrite):
             if loop.where:
                 yield Move("unmask", (("loop", loop.axis.name),))
 
-    def _check_readers(self, kernel: Kernel, loop: Loop, buffer: Buffer) -> None:
-        """In some dim every access of `buffer` has an index that is masked as `loop` is now."""
+    def _check_readers(self, kernel: Kernel, loop: Loop, buffer: Buffer, stored: Store) -> None:
+        """Every access of `buffer` has indices that are masked as those of the store are now."""
         around = [x for x in path_to(kernel.body, buffer) or () if isinstance(x, Loop)]
-        fixed = {x.axis.name for x in around} | {x.name for x in kernel.dims} | {loop.axis.name}
-        for c in loop.where:
-            if var_names(c) - fixed:
-                refuse(kernel, f"the mask changes while `{buffer.name}` lives", node=buffer)
-        for d in range(len(buffer.shape)):
-            if self._unmasked(kernel, loop, buffer, d) is None:
-                return
-        bad = self._unmasked(kernel, loop, buffer, 0) if buffer.shape else None
-        refuse(
-            kernel,
-            f"what `{buffer.name}` would then hold beyond the mask may be read",
-            node=bad or buffer,
-        )
+        fixed = {x.axis.name for x in around} | {x.name for x in kernel.dims}
+        dims: dict[str, int] = {}
+        for name in sorted({v for c in loop.where for v in var_names(c)} - fixed | {self.loop}):
+            found = [d for d, e in enumerate(stored.indices) if e == Var(name)]
+            if not found:
+                why = f"the mask changes with `{name}` while `{buffer.name}` lives"
+                if name == self.loop:
+                    why = f"what `{buffer.name}` would then hold beyond the mask may be read"
+                refuse(kernel, why, node=buffer)
+            dims[name] = found[0]
+        bad = self._unmasked(kernel, loop, buffer, dims)
+        if bad is not None:
+            refuse(
+                kernel,
+                f"what `{buffer.name}` would then hold beyond the mask may be read",
+                node=bad,
+            )
 
-    def _unmasked(self, kernel: Kernel, loop: Loop, buffer: Buffer, d: int) -> Stmt | None:
-        """A statement that accesses `buffer` in dim `d` at an index without the mask."""
+    def _unmasked(
+        self, kernel: Kernel, loop: Loop, buffer: Buffer, dims: dict[str, int]
+    ) -> Stmt | None:
+        """A statement that accesses `buffer` where the mask does not hold for its indices; `dims`
+        says in which dim each index of the mask goes."""
         for s in statements(kernel.body):
             heads: list[Expr] = []
             if isinstance(s, Loop):
@@ -103,15 +110,16 @@ class Unmask(Rewrite):
                 continue
             around = [x for x in path_to(kernel.body, s) or () if isinstance(x, Loop)]
             for a in accesses((s,)):
-                if a.tensor == buffer.name and not self._masked(a.indices[d], loop, around):
-                    return s
+                if a.tensor == buffer.name:
+                    here = {name: a.indices[d] for name, d in dims.items()}
+                    if not self._masked(here, loop, around):
+                        return s
         return None
 
-    def _masked(self, index: Expr, loop: Loop, around: list[Loop]) -> bool:
-        if not isinstance(index, Var):
+    def _masked(self, here: dict[str, Expr], loop: Loop, around: list[Loop]) -> bool:
+        if not all(isinstance(e, Var) for e in here.values()):
             return False
         mine = {c for x in around for c in x.where}
-        here: dict[str, Expr] = {loop.axis.name: index}
         return all(simplify(substitute(c, here)) in mine for c in loop.where)
 
     def _check_bounds(self, kernel: Kernel, made: Kernel, loop: Loop) -> None:
