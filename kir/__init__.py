@@ -3,11 +3,21 @@
     >>> import kir
     >>> module = kir.parse("kernel double[N](x: f32[N]) -> (y: f32[N]) { y[i: N] = 2 * x[i] }")
 
-`kir.parse` and `kir.load` read text, `kir.format_kernel` writes it, `kir.compile` (in
-`kir.pipeline`) makes it run. Nothing heavy is imported here.
+`kir.parse` and `kir.load` read text, `kir.format_kernel` writes it, and `kir.compile` makes a
+function of it. Nothing heavy is imported here.
 """
 
+from kir.function import Function, compile
 from kir.syntax import format_kernel, format_module, load, parse, parse_kernel
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "format_kernel", "format_module", "load", "parse", "parse_kernel"]
+__all__ = [
+    "Function",
+    "__version__",
+    "compile",
+    "format_kernel",
+    "format_module",
+    "load",
+    "parse",
+    "parse_kernel",
+]

@@ -94,6 +94,13 @@ class Backend(ABC):
     def load(self, artifact: Artifact) -> Executable:
         """Make it runnable in this process; MissingHardwareError where it cannot be."""
 
+    def with_threads(self, artifact: Artifact, threads: int) -> Executable:
+        """As `load`, with a number of threads; UsageError where the road has no say in it."""
+        raise UsageError(
+            f"the road `{self.manifest.name}` takes no number of threads",
+            hint="leave out `threads`, or use the target cpu",
+        )
+
 
 # (target, via) -> where the backend object lives; the first row of a target is its default road
 BUILTIN: dict[tuple[str, str], str] = {

@@ -145,8 +145,12 @@ def compile(
     dims: Mapping[str, int] | None = None,
     choice: str | None = None,
     module: Module | None = None,
+    threads: int = 0,
 ) -> Executable:
-    """An executable for `item`. Dims that are not given stay symbolic (one compilation for all)."""
+    """An executable for `item`. Dims that are not given stay symbolic (one compilation for all).
+
+    `threads` = 0 leaves their number to the environment; UsageError where the target has no say.
+    """
     goal = Target(target) if isinstance(target, str) else target
     if isinstance(item, Graph):
         if module is None:
@@ -154,7 +158,8 @@ def compile(
         return GraphExecutable(module, item, goal, choice, frozenset(dims or ()) != frozenset())
     kernel = specialise(item, dims or {})
     steps = choose_steps(kernel, goal, choice, module)
-    return goal.backend.load(lower(kernel, goal, steps))
+    artifact = lower(kernel, goal, steps)
+    return goal.backend.with_threads(artifact, threads) if threads else goal.backend.load(artifact)
 
 
 @dataclass

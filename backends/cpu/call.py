@@ -43,6 +43,19 @@ class Call:
         """Fresh arrays for the outputs."""
         return [make() for make in self._makers]
 
+    def fits(self, arrays: Sequence[NDArray]) -> bool:
+        """Whether inputs and outputs are as the specs say, and no output shares memory."""
+        if len(arrays) != len(self.specs):
+            return False
+        for k, (a, s) in enumerate(zip(arrays, self.specs)):
+            if a.__class__ is not np.ndarray or a.dtype != s.dtype or a.shape != s.shape:
+                return False
+            if not a.flags.c_contiguous or (s.output and not a.flags.writeable):
+                return False
+            if s.output and any(np.may_share_memory(a, other) for other in arrays[:k]):
+                return False
+        return True
+
     def run(self, arrays: Sequence[NDArray], cell: NDArray | None = None) -> None:
         """On inputs and outputs that are known to be as `specs` say. `cell` is the error cell of
         a checked build."""
