@@ -123,6 +123,8 @@ def carried(loop: Loop, *, reductions: bool = True) -> Conflict | None:
 
     Updates by one op are no dependence (a recognised reduction) unless `reductions` is False.
     """
+    if isinstance(loop.axis.extent, Const) and int(loop.axis.extent.value) <= 1:
+        return None
     found = list(accesses((loop,)))
     return _meeting(found, found, loop, loop, "different", _clash if reductions else _ordered)
 
