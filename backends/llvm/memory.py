@@ -11,7 +11,7 @@ from kir.backends.llvm.affine import coefficient, mentions, multiple_of, names, 
 from kir.backends.llvm.builder import Builder, V, integer
 from kir.backends.llvm.machine import Machine
 from kir.backends.llvm.scalars import Scalars, memory
-from kir.dtypes import DType
+from kir.dtypes import NARROW_FLOATS, DType, f32
 from kir.errors import UnsupportedError
 from kir.ir import Bitcast, Cast, Const, Expr, Op, Read, Store, Var, const, walk
 from kir.ops import identity
@@ -99,6 +99,10 @@ class Accesses:
             args = [self.value(a) for a in e.args]
             return self.scalars.op(e.name, [a.dtype for a in e.args], args)
         if isinstance(e, Cast):
+            if e.type in NARROW_FLOATS and isinstance(e.value, Cast) and e.value.type == f32:
+                inner = e.value.value
+                if inner.dtype == e.type:  # there and back: every bf16 is a f32
+                    return self.value(inner)
             return self.scalars.cast(self.value(e.value), e.value.dtype, e.type)
         if isinstance(e, Bitcast):
             return self.scalars.bitcast(self.value(e.value), e.value.dtype, e.type)
@@ -229,22 +233,23 @@ class Accesses:
         before = b.block
         lanes = self.lanes if lanewise is not None or self._moves(e) else other.lanes
         skipped = b.splat(other, lanes)
-        there, done = b.fresh("inside"), b.fresh("read")
-        if uniform is not None:
-            b.branch(uniform, there, done)
-            b.label(there)
-        mask = b.logical_and([m for m in (self.scope.mask, lanewise) if m is not None])
-        if self._first_lane:
-            mask = lanewise
-        found = self.load(t, self.address(t, e.indices), mask)
-        if lanewise is not None:
-            found = b.select(lanewise, *b.together(found, other))
+
+        def read() -> V:
+            mask = b.logical_and([m for m in (self.scope.mask, lanewise) if m is not None])
+            if self._first_lane:
+                mask = lanewise
+            found = self.load(t, self.address(t, e.indices), mask)
+            return found if lanewise is None else b.select(lanewise, *b.together(found, other))
+
         if uniform is None:
-            return found
-        found = b.splat(found, lanes)
-        after = b.block
-        b.jump(done)
-        b.label(done)
+            return read()
+        there, done = b.fresh("inside"), b.fresh("read")
+        b.branch(uniform, there, done)
+        with b.arm(there):
+            found = b.splat(read(), lanes)
+            after = b.block
+            b.jump(done)
+        b.label(done, dominated=True)
         return b.phi(found, after, skipped, before)
 
     def _moves(self, e: Read) -> bool:

@@ -89,7 +89,8 @@ def _rounded_bits(b: Builder, value: V) -> V:
     """The bits of a f32, its upper 16 those of the nearest bf16: a carry out of the mantissa goes
     to the exponent, as it should, and to infinity; only NaN must be kept from it."""
     bits = _round_at(b, b.convert("bitcast", value, "i32"), 16)
-    return b.select(b.fcmp("uno", value, value), integer(0x7FC00000, "i32"), bits)
+    nan = b.convert("sext", b.fcmp("uno", value, value), "i32")  # all ones are a NaN, too
+    return b.op("or", bits, nan)
 
 
 def _round_at(b: Builder, bits: V, shift: int) -> V:
