@@ -14,7 +14,6 @@ import hashlib
 import itertools
 import json
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from functools import lru_cache
@@ -98,6 +97,8 @@ def save(key: str, parts: Mapping[str, bytes]) -> None:
     place = folder()
     if place is None:
         return
+    import tempfile  # half of what a look-up would import
+
     allowed = limit()
     target = place / key[:2] / key
     try:

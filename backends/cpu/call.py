@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from kir.backends.cpu.direct import Spec, direct
 from kir.backends.cpu.native import Code
 from kir.errors import UsageError
 
@@ -21,6 +20,15 @@ NDArray = np.ndarray[Any, Any]
 ALIGNED_FROM = 1 << 15
 """Bytes of an output from which on it gets memory aligned to cache lines."""
 MAX_THREADS = 4096
+
+
+class Spec:
+    """An array that a call expects."""
+
+    __slots__ = ("dtype", "output", "shape")
+
+    def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...], output: bool) -> None:
+        self.dtype, self.shape, self.output = dtype, shape, output
 
 
 class Call:
@@ -66,6 +74,8 @@ class Call:
         self._function((ctypes.c_int64 * len(slots))(*slots))
         self._runs += 1
         if self._runs == 2 and cell is None:
+            from kir.backends.cpu.direct import direct
+
             self.direct = direct(self._entry, self.specs, (*self.dims, self.threads))
 
 

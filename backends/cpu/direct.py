@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from kir.backends.cpu import cache, host
+from kir.backends.cpu.call import Spec
 from kir.backends.cpu.native import Loaded, load_object
 
 NDArray = np.ndarray[Any, Any]
@@ -169,15 +170,6 @@ class _Method(ctypes.Structure):
         ("flags", ctypes.c_int),
         ("doc", ctypes.c_char_p),
     )
-
-
-@dataclass(frozen=True)
-class Spec:
-    """An array that a plan expects."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    output: bool
 
 
 @dataclass(frozen=True)

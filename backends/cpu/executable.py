@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from kir.backend import Arrays, Artifact, Executable
-from kir.backends.cpu.call import Call, check_threads
-from kir.backends.cpu.direct import Spec
+from kir.backends.cpu.call import Call, Spec, check_threads
 from kir.backends.cpu.native import load_code
 from kir.errors import EvaluationError, InputDataError
 from kir.ir import Graph, Kernel, Param, Read, Store, walk

@@ -6,11 +6,10 @@ import ctypes
 import os
 import platform
 import threading
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from kir.backends.cpu.image import Image, Mapped, is_linkable, link
+from kir.backends.cpu.image import Image, Mapped
 from kir.errors import CompileError
 
 _lock = threading.Lock()
@@ -68,24 +67,17 @@ def address_of(name: str) -> int:
     )
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A function of a loaded object; the engine owns its memory."""
-
-    address: int
-    engine: Any
-
-
-@dataclass(frozen=True)
 class Code:
-    """Machine code in memory for as long as this object lives: functions' addresses by name."""
+    """Machine code in memory for as long as this object lives: functions' addresses by name.
+    `image` is None where LLVM's loader keeps the code."""
 
-    engine: Any
+    def __init__(self, engine: Any, image: Image | None = None) -> None:
+        self.engine, self.image = engine, image
 
     def address(self, symbol: str) -> int:
         """CompileError where there is no such function."""
-        if isinstance(self.engine, Mapped):
-            found = self.engine.symbols.get(symbol, 0)
+        if self.image is not None:
+            found: int = self.engine.symbols.get(symbol, 0)
         else:
             found = self.engine.get_function_address(symbol)
         if not found:
@@ -94,11 +86,14 @@ class Code:
 
 
 def load_image(image: Image) -> Code:
-    return Code(Mapped(image, address_of))
+    """CompileError where a function that it calls is missing."""
+    return Code(Mapped(image, address_of), image)
 
 
 def load_code(obj: bytes) -> Code:
     """Link an object into this process; CompileError where a symbol is missing."""
+    from kir.backends.cpu.link import is_linkable, link
+
     if is_linkable(obj) and platform.machine() in ("x86_64", "AMD64"):
         return load_image(link(obj))
     return Code(_engine(obj))
@@ -119,6 +114,13 @@ def _engine(obj: bytes) -> Any:
         engine.add_object_file(llvm.ObjectFileRef.from_data(obj))
         engine.finalize_object()
     return engine
+
+
+class Loaded:
+    """A function of a loaded object; the engine owns its memory."""
+
+    def __init__(self, address: int, engine: Any) -> None:
+        self.address, self.engine = address, engine
 
 
 def load_object(obj: bytes, symbol: str) -> Loaded:

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from kir.backends.cpu import cache, host
-from kir.backends.cpu.call import Call
-from kir.backends.cpu.direct import Spec
-from kir.backends.cpu.native import Code, load_code
+from kir.backends.cpu.call import Call, Spec
+from kir.backends.cpu.image import Image
+from kir.backends.cpu.native import Code, load_code, load_image
 
 Question = Mapping[str, Any]
 _codes: weakref.WeakValueDictionary[str, Code] = weakref.WeakValueDictionary()
@@ -46,9 +46,10 @@ def recall_call(question: Question, inputs: Sequence[Spec], threads: int) -> Cal
     code = _codes.get(record["code"])
     if code is None:
         found = cache.load(record["code"])
-        if found is None or "obj" not in found:
+        if found is None:
             return None
-        code = _codes[record["code"]] = load_code(found["obj"])
+        code = load_image(Image.decode(found["image"])) if "image" in found else None
+        code = _codes[record["code"]] = code or load_code(found["obj"])
     outputs = [Spec(dtype_of(name), tuple(shape), True) for name, shape in record["outputs"]]
     return Call(code, record["symbol"], [*inputs, *outputs], record["dims"], threads)
 
@@ -57,7 +58,8 @@ def remember_call(question: Question, call: Call, obj: bytes) -> None:
     """Keep a call and the object that it runs."""
     key = cache.key_of({"code": hashlib.sha256(obj).hexdigest()})
     if key not in _codes:
-        cache.save(key, {"obj": obj})
+        image = call.code.image
+        cache.save(key, {"image": image.encode()} if image is not None else {"obj": obj})
         _codes[key] = call.code
     record = {
         "code": key,
