@@ -7,6 +7,7 @@ from kir.ir import Read, walk
 from kir.plan.common import Contraction, Draft, contiguous_score, tile_contraction
 from kir.plan.cpu.chip import Chip
 from kir.plan.cpu.loops import spread, tile
+from kir.plan.cpu.products import product
 
 BLOCK_ROWS = {128: 4, 256: 6, 512: 14}
 """Rows of a register block of two vectors, by the width of vectors in bits."""
@@ -16,6 +17,8 @@ PANEL = 4
 
 def contraction(draft: Draft, found: Contraction, chip: Chip) -> bool:
     """Register blocks: `for k { tile rows, columns { acc += left * right } }`."""
+    if product(draft, found, chip):
+        return True
     trial = draft.fork()
     rows, columns = BLOCK_ROWS.get(chip.vector_bits, 6), 2 * chip.lanes
     blocks = tile_contraction(trial, found, rows, columns, None)
