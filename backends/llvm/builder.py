@@ -88,11 +88,21 @@ class Module:
         return "\n".join(head + list(self.declarations.values()) + [""] + self.functions + tail)
 
 
+PURE = frozenset((
+    "add", "sub", "mul", "and", "or", "xor", "shl", "lshr", "ashr", "icmp", "select",
+    "getelementptr", "insertelement", "shufflevector", "sext", "zext", "trunc", "bitcast",
+    "fadd", "fsub", "fmul", "fneg", "fcmp",
+))  # fmt: skip
+"""Instructions whose value depends on nothing but their text."""
+
+
 class Builder:
     """Writes one function, block by block; instructions go to the end of the current block.
 
     Arithmetic takes operands of any lanes and splats the scalar ones. Integer operations on
-    scalar constants fold, so that unrolled indices stay constants.
+    scalar constants fold, so that unrolled indices stay constants. A pure instruction whose text
+    was written before, where that place dominates this one, is not written again: LLVM would
+    remove it, but takes its time.
     """
 
     def __init__(self, module: Module) -> None:
@@ -101,6 +111,8 @@ class Builder:
         self.prologue: list[str] = []
         self.epilogue: list[str] = []
         self.block = "start"
+        self._known: list[dict[str, V]] = [{}]
+        self._early: list[dict[str, V]] = [{}]
         self._count = 0
 
     # --- text
@@ -113,13 +125,33 @@ class Builder:
         self.lines.append("  " + text)
 
     def emit(self, instruction: str, ty: str, lanes: int = 0) -> V:
+        if instruction.partition(" ")[0] not in PURE:
+            name = "%" + self.fresh()
+            self.line(f"{name} = {instruction}")
+            return V(name, ty, lanes)
+        for known in self._known:
+            if instruction in known:
+                return known[instruction]
         name = "%" + self.fresh()
         self.line(f"{name} = {instruction}")
-        return V(name, ty, lanes)
+        made = self._known[-1][instruction] = V(name, ty, lanes)
+        return made
 
-    def label(self, name: str) -> None:
+    def label(self, name: str, dominated: bool = False) -> None:
+        """Begin a block. `dominated`: all that `known` holds was computed on every way to here."""
         self.lines.append(f"{name}:")
         self.block = name
+        if not dominated:
+            for known in self._known:
+                known.clear()
+
+    @contextmanager
+    def arm(self, name: str) -> Iterator[None]:
+        """A block that the current one dominates, and that does not dominate what follows it."""
+        self.label(name, dominated=True)
+        self._known.append({})
+        yield
+        self._known.pop()
 
     def jump(self, label: str) -> None:
         self.line(f"br label %{label}")
@@ -130,11 +162,15 @@ class Builder:
     @contextmanager
     def in_prologue(self) -> Iterator[None]:
         """Straight-line code written here runs once, at the function's entry."""
-        self.lines, self.prologue = self.prologue, self.lines
+        self._swap()
         try:
             yield
         finally:
-            self.lines, self.prologue = self.prologue, self.lines
+            self._swap()
+
+    def _swap(self) -> None:
+        self.lines, self.prologue = self.prologue, self.lines
+        self._known, self._early = self._early, self._known
 
     def define(self, head: str, attributes: str, result: str = "ret void") -> None:
         """Close the function: `head` is its line from `define` to the parenthesis."""
@@ -253,6 +289,22 @@ class Builder:
         first, second = (self.emit(f"{text} <{m}>", vector.ty, half) for m in masks)
         return first, second
 
+    def shuffle(self, a: V, b: V, lanes: Sequence[int]) -> V:
+        """Lanes of `a`, then of `b`, by number; -1 for one of no consequence."""
+        mask = ", ".join(f"i32 {k}" if k >= 0 else "i32 poison" for k in lanes)
+        text = f"shufflevector {a}, {b}, <{len(lanes)} x i32> <{mask}>"
+        return self.emit(text, a.ty, len(lanes))
+
+    def joined(self, parts: Sequence[V]) -> V:
+        """Vectors one after the other; none is longer than the first."""
+        total = parts[0]
+        for part in parts[1:]:
+            size = total.lanes
+            wide = [*range(part.lanes), *[-1] * (size - part.lanes)]
+            part, count = self.shuffle(part, part, wide), part.lanes
+            total = self.shuffle(total, part, [*range(size), *range(size, size + count)])
+        return total
+
     def insert(self, vector: V, value: V, index: int) -> V:
         return self.emit(f"insertelement {vector}, {value}, i64 {index}", vector.ty, vector.lanes)
 
@@ -320,18 +372,18 @@ class Builder:
         index, following = V("%" + self.fresh("i"), "i64"), V("%" + self.fresh("n"), "i64")
         before = self.block
         self.jump(head)
-        self.label(head)
+        self.label(head, dominated=True)
         self.line(
             f"{index.ref} = phi i64 [ {begin.ref}, %{before} ], [ {following.ref}, %{latch} ]"
         )
         self.branch(self.emit(f"icmp slt {index}, {end.ref}", "i1"), body, done)
-        self.label(body)
-        yield index
-        self.jump(latch)
-        self.label(latch)
-        self.line(f"{following.ref} = add nsw {index}, {step}")
-        self.jump(head)
-        self.label(done)
+        with self.arm(body):
+            yield index
+            self.jump(latch)
+            self.label(latch, dominated=True)
+            self.line(f"{following.ref} = add nsw {index}, {step}")
+            self.jump(head)
+        self.label(done, dominated=True)
 
     @contextmanager
     def when(self, condition: V | None) -> Iterator[None]:
@@ -341,10 +393,10 @@ class Builder:
             return
         then, done = self.fresh("then"), self.fresh("fi")
         self.branch(condition, then, done)
-        self.label(then)
-        yield
-        self.jump(done)
-        self.label(done)
+        with self.arm(then):
+            yield
+            self.jump(done)
+        self.label(done, dominated=True)
 
     def phi(self, value: V, block: str, other: V, other_block: str) -> V:
         return self.emit(

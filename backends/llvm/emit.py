@@ -31,6 +31,7 @@ from kir.backends.llvm.machine import Machine
 from kir.backends.llvm.memory import CELL, Accesses, Lane, Scope, Tensor
 from kir.backends.llvm.region import Region
 from kir.backends.llvm.scalars import memory
+from kir.backends.llvm.turned import turned
 from kir.dtypes import i64
 from kir.errors import UnsupportedError
 from kir.ir import (
@@ -56,6 +57,9 @@ MAX_LANES = 64
 UNROLL_LIMIT = 32
 """Copies of a tile's body; beyond it, outer axes become loops."""
 EXPLICIT_UNROLL_LIMIT = 256
+FILE_BYTES = 4096
+"""A buffer of at most this size may end up in registers, and is initialised store by store, which
+lets LLVM see it; what is larger cannot, and a loop does it."""
 PADDING = MAX_LANES
 """Elements after each private buffer, so that whole vectors may be read at its end."""
 
@@ -302,10 +306,15 @@ class Code:
             last = s.shape[-1] if s.shape else None
             if isinstance(last, Const) and 0 < int(last.value) * lanes <= MAX_LANES:
                 width = int(last.value) * lanes
-        if count is not None and count // width <= EXPLICIT_UNROLL_LIMIT:
+        if count is not None:
             row = b.splat(value, width if width > 1 or lanes > 1 or t.lanes else 0)
-            for place in range(0, count, width):
-                b.store(row, b.gep(t.pointer, ty, integer(place)), s.type.bytes)
+            if count * s.type.bytes <= FILE_BYTES or count == width:
+                for place in range(0, count, width):
+                    b.store(row, b.gep(t.pointer, ty, integer(place)), s.type.bytes)
+                return
+            with b.loop(integer(0), integer(count // width)) as k:
+                start = b.op("mul", k, integer(width))
+                b.store(row, b.gep(t.pointer, ty, start), s.type.bytes)
             return
         with b.loop(integer(0), self.access.uniform(product(list(s.shape)))) as k:
             start = b.op("mul", k, integer(lanes))
@@ -330,7 +339,7 @@ class Code:
             raise UnsupportedError("the extent of a loop differs from lane to lane", node=s)
         where = []
         for c in (c for e in s.where for c in conjuncts(e)):
-            limit = self._limit(s, c)
+            limit = self.limit(s, c)
             if limit is None:
                 where.append(c)
             else:
@@ -341,7 +350,7 @@ class Code:
             self.block(s.body)
         self.scope.ahead = before
 
-    def _limit(self, s: Loop, condition: Expr) -> V | None:
+    def limit(self, s: Loop, condition: Expr) -> V | None:
         """Where the loop may end early: the first index for which `index + a < b` fails."""
         if not (isinstance(condition, Op) and condition.name == "lt") or reads_memory(condition):
             return None
@@ -469,10 +478,16 @@ class Code:
                 end = integer(_extent(outer[k]) or 0)
                 with self.b.loop(integer(0), end) as index, self.bound(outer[k], index):
                     level(k + 1)
+            elif k + 1 == len(outer) and lane is not None and not where:
+                with turned(self, nest[lane], outer[k], nest[-1].body):
+                    copies_of(k)
             else:
-                for i in range(_extent(outer[k]) or 0):
-                    with self.bound(outer[k], integer(i)):
-                        level(k + 1)
+                copies_of(k)
+
+        def copies_of(k: int) -> None:
+            for i in range(_extent(outer[k]) or 0):
+                with self.bound(outer[k], integer(i)):
+                    level(k + 1)
 
         level(0)
 

@@ -11,7 +11,7 @@ from kir.backends.llvm.affine import coefficient, mentions, multiple_of, names, 
 from kir.backends.llvm.builder import Builder, V, integer
 from kir.backends.llvm.machine import Machine
 from kir.backends.llvm.scalars import Scalars, memory
-from kir.dtypes import NARROW_FLOATS, DType, f32
+from kir.dtypes import NARROW_FLOATS, DType, f32, i64
 from kir.errors import UnsupportedError
 from kir.ir import Bitcast, Cast, Const, Expr, Op, Read, Store, Var, const, walk
 from kir.ops import identity
@@ -64,8 +64,12 @@ class Scope:
     stream: bool = False
     ahead: bool = False
     """Under `hint(ahead = 1)`: reads also prefetch for the grid's next iteration."""
+    turned: dict[Read, tuple[str, list[V]]] = field(default_factory=dict)
+    """Reads that were made for all values of an axis at once: the axis, the bits for each."""
 
 
+STRIDES = range(2, 5)
+"""Steps from lane to lane for which whole vectors are read, and the lanes picked out of them."""
 AHEAD_BYTES = 1 << 17
 """Prefetching goes no further than this, so that it stays in the cache until it is used."""
 LINE = 64
@@ -96,6 +100,9 @@ class Accesses:
         if isinstance(e, Read):
             return self.read(e)
         if isinstance(e, Op):
+            test = self._lane_test(e)
+            if test is not None:
+                return test
             args = [self.value(a) for a in e.args]
             return self.scalars.op(e.name, [a.dtype for a in e.args], args)
         if isinstance(e, Cast):
@@ -125,6 +132,28 @@ class Accesses:
             return self.value(e)
         finally:
             self._first_lane = before
+
+    def _lane_test(self, e: Op) -> V | None:
+        """A comparison of indices whose difference moves by one per lane: it holds for the first
+        lanes, or the last ones, so that narrow numbers of lanes stand in for 64-bit indices."""
+        lane, b = self.scope.lane, self.b
+        if e.name not in ("lt", "le", "gt", "ge") or lane is None or self._first_lane:
+            return None
+        left, right = e.args if e.name in ("lt", "le") else e.args[::-1]
+        if left.dtype != i64 or reads_memory(e):
+            return None
+        step, other = coefficient(left, lane.name), coefficient(right, lane.name)
+        if step is None or other is None or abs(step - other) != 1:
+            return None
+        rising = step - other == 1
+        ends = (right, left) if rising else (left, right)
+        bound = b.op("sub", *(self.at_first_lane(x) for x in ends))
+        if (e.name in ("le", "ge")) == rising:
+            bound = b.op("add", bound, integer(1))
+        kept = b.intrinsic("llvm.smin", bound, integer(lane.count))
+        kept = b.intrinsic("llvm.smax", kept, integer(0))
+        test = "slt" if rising else "sge"
+        return b.icmp(test, b.iota(lane.count, "i32"), b.convert("trunc", kept, "i32"))
 
     def lane_coefficient(self, e: Expr) -> int | None:
         """How an index moves from lane to lane; None where irregularly."""
@@ -178,10 +207,15 @@ class Accesses:
 
     def read(self, e: Read) -> V:
         t = self.scope.tensors[e.tensor]
+        if self.scope.turned and e in self.scope.turned and not self._first_lane:
+            axis, block = self.scope.turned[e]
+            return self.scalars.from_memory(block[self.scope.values[axis].constant or 0], t.type)
         if e.fill is not None:
             return self._padded_read(t, e, e.fill)
         if self._is_checked(e):
             return self._padded_read(t, e, Cast(const(0), t.type))
+        if self.scope.mask is None and self._stride(t, e.indices):
+            return self._load_strided(t, e.indices)
         place = self.address(t, e.indices)
         if self.scope.ahead and t.outer and place.kind == "row":
             self._prefetch(t, e, place.pointer)
@@ -217,6 +251,41 @@ class Accesses:
             bits = b.gather(a.pointer, mask, V("zeroinitializer", ty, lanes), align)
         return self.scalars.from_memory(bits, t.type)
 
+    def _stride(self, t: Tensor, indices: Sequence[Expr]) -> int:
+        """How many elements lie from lane to lane, where that is one of STRIDES; else 0."""
+        steps = [self.lane_coefficient(i) or 0 if not t.lanes else 0 for i in indices]
+        moving = [d for d, s in enumerate(steps) if s or self.lane_coefficient(indices[d]) is None]
+        if len(moving) != 1 or not all(_is_one(n) for n in t.shape[moving[0] + 1 :]):
+            return 0
+        return steps[moving[0]] if steps[moving[0]] in STRIDES else 0
+
+    def _load_strided(self, t: Tensor, indices: Sequence[Expr]) -> V:
+        """All lanes, from whole vectors of which none reaches beyond the last lane's element."""
+        b, ty, step, lanes = self.b, memory(t.type), self._stride(t, indices), self.lanes
+        first = self.element(t, self._horner(t, [self.at_first_lane(i) for i in indices]))
+        whole = max(4, self.machine.vector_bits // (8 * t.type.bytes))
+        parts = []
+        for start in range(0, lanes, whole):
+            count = min(whole, lanes - start)
+            offsets = [*range(0, (count - 1) * step + 1 - count, count), (count - 1) * (step - 1)]
+            found: V | None = None
+            for offset in dict.fromkeys(offsets):
+                place = b.gep(first, ty, integer(start * step + offset))
+                piece = b.load(place, ty, count, t.type.bytes)
+                if found is None:
+                    at = [i * step if i * step < count else -1 for i in range(count)]
+                    found = b.shuffle(piece, piece, at)
+                    done = sum(k >= 0 for k in at)
+                else:
+                    new = [i * step - offset for i in range(count)]
+                    last = [i for i, k in enumerate(new) if i >= done and 0 <= k < count]
+                    picked = [i if i < done else count + new[i] if i in last else -1
+                              for i in range(count)]  # fmt: skip
+                    found, done = b.shuffle(found, piece, picked), done + len(last)
+            assert found is not None
+            parts.append(found)
+        return self.scalars.from_memory(b.joined(parts), t.type)
+
     @property
     def lanes(self) -> int:
         return self.scope.lane.count if self.scope.lane is not None and not self._first_lane else 0
@@ -233,24 +302,43 @@ class Accesses:
         before = b.block
         lanes = self.lanes if lanewise is not None or self._moves(e) else other.lanes
         skipped = b.splat(other, lanes)
-
-        def read() -> V:
-            mask = b.logical_and([m for m in (self.scope.mask, lanewise) if m is not None])
-            if self._first_lane:
-                mask = lanewise
-            found = self.load(t, self.address(t, e.indices), mask)
-            return found if lanewise is None else b.select(lanewise, *b.together(found, other))
-
         if uniform is None:
-            return read()
+            return self._inside_read(t, e, lanewise, other)
         there, done = b.fresh("inside"), b.fresh("read")
         b.branch(uniform, there, done)
         with b.arm(there):
-            found = b.splat(read(), lanes)
+            found = b.splat(self._inside_read(t, e, lanewise, other), lanes)
             after = b.block
             b.jump(done)
         b.label(done, dominated=True)
         return b.phi(found, after, skipped, before)
+
+    def _inside_read(self, t: Tensor, e: Read, inside: V | None, other: V) -> V:
+        """The element where a lane is `inside` (None: all are), else `other`; where lanes stride,
+        a test in front that all of them are."""
+        b = self.b
+        mask = b.logical_and([m for m in (self.scope.mask, inside) if m is not None])
+        if self._first_lane:
+            mask = inside
+        if inside is None:
+            return self.load(t, self.address(t, e.indices), mask)
+
+        def masked() -> V:
+            found = self.load(t, self.address(t, e.indices), mask)
+            return b.select(inside, *b.together(found, other))
+
+        if self.scope.mask is not None or not self._stride(t, e.indices):
+            return masked()
+        near, far, done = b.fresh("near"), b.fresh("far"), b.fresh("picked")
+        b.branch(b.all(inside), near, far)
+        with b.arm(near):
+            whole, last = self._load_strided(t, e.indices), b.block
+            b.jump(done)
+        with b.arm(far):
+            some, end = masked(), b.block
+            b.jump(done)
+        b.label(done, dominated=True)
+        return b.phi(whole, last, some, end)
 
     def _moves(self, e: Read) -> bool:
         """Whether a read gives a vector: its element or its tensor changes from lane to lane."""
