@@ -150,6 +150,10 @@ class Function:
         self._output_names: list[str] = list(found["outputs"])
 
     def _check_options(self, found: Mapping[str, Any]) -> None:
+        from kir.pipeline import Target
+
+        name, via, arch = self._road
+        assert Target(name, via, arch).chip  # which there must be
         known = ", ".join(found["dims"]) or "none"
         for name in (*self._dims, *(self._dynamic or ())):
             if name not in found["dims"]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from kir.backends.llvm.affine import product, reads_memory
+from kir.backends.llvm.affine import conjuncts, product, reads_memory
 from kir.backends.llvm.builder import V, integer
 from kir.ir import Buffer, Expr, If, Loop, Op, Read, Stmt, Store, walk
 
@@ -71,6 +71,11 @@ class Work:
         """The loop's extent; meanwhile its index stands for half of that."""
         known = not reads_memory(s.axis.extent)
         extent = self.code.access.uniform(s.axis.extent) if known else integer(UNKNOWN)
+        for c in (c for e in s.where for c in conjuncts(e) if s.kind != "tile"):
+            limit = self.code.limit(s, c)
+            if limit is not None:
+                within = self.b.intrinsic("llvm.smin", extent, limit)
+                extent = self.b.intrinsic("llvm.smax", within, integer(0))
         constant = extent.constant
         if constant is not None:
             half = integer(constant // 2)
