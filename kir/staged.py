@@ -18,6 +18,8 @@ from kir.rewrites import EFFECTS, Effect, make_rewrite
 from kir.syntax import format_step
 
 Array = np.ndarray[Any, Any]
+OVERFLOWING = ("wide", "special")
+"""Profiles of inputs on which laws of the reals say nothing of what overflows on one way."""
 
 
 @dataclass
@@ -85,7 +87,7 @@ class Staged:
         self,
         inputs: Mapping[str, Array],
         dims: Mapping[str, int],
-        overflows: bool,
+        profile: str,
         fused: bool = False,
     ) -> dict[str, Bounded] | None:
         """What a derivation that is not exact may give beyond the spec's own bound: what the oracle
@@ -94,7 +96,8 @@ class Staged:
         derivation is exact, or a step that does not approximate narrows a type.
 
         Nothing is asked where the spec's value is not finite, nor, on inputs that may overflow
-        (`overflows`), where the scheduled kernel's is not: the laws of the reals do not hold there.
+        (by their `profile`), where the scheduled kernel's is not: the laws of the reals do not hold
+        there.
         With `fused`, products may go unrounded into sums.
         """
         if not self.loosens:
@@ -107,7 +110,16 @@ class Staged:
         for kernel, errors in approximations(self.spec, self.stages):
             more = oracle(kernel, inputs, _dims_of(kernel, dims), contraction=True, errors=errors)
             wanted = {n: replace(w, bound=w.bound + more[n].bound) for n, w in wanted.items()}
-        return {n: loosened(w, own[n], overflows) for n, w in wanted.items()}
+        return {n: loosened(w, own[n], self.overflows(profile)) for n, w in wanted.items()}
+
+    def overflows(self, profile: str) -> bool:
+        """Whether steps may make numbers of such inputs overflow that the spec computes without."""
+        if profile in OVERFLOWING:
+            return True
+        return profile == "shifted" and not all(
+            make_rewrite(step).keeps_range or effect == "exact"
+            for (step, _), effect in zip(self.stages, self.effects, strict=True)
+        )
 
     # --- the ring ----------------------------------------------------------------------------
 

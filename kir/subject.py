@@ -177,12 +177,12 @@ class Subject:
         return oracle_graph(self.module, self.item, inputs, dims, contraction)
 
     def allowed(
-        self, inputs: Arrays, dims: Mapping[str, int], overflows: bool, fused: bool
+        self, inputs: Arrays, dims: Mapping[str, int], profile: str, fused: bool
     ) -> dict[str, Bounded] | None:
         """What derivations that are not exact may give, as `Staged.allowed` says; for a graph, what
         the oracle allows it with its scheduled kernels."""
         if isinstance(self.item, Kernel):
-            return self.stage(self.item, dims).allowed(inputs, dims, overflows, fused)
+            return self.stage(self.item, dims).allowed(inputs, dims, profile, fused)
         assert self.module is not None
         used = [self.stage(call.kernel, call.dims) for call in self.calls(dims)]
         if not any(s.loosens for s in used):
@@ -190,6 +190,7 @@ class Subject:
         fused = fused or any(s.effect == "approximates" for s in used)
         wanted = self.oracle(inputs, dims, fused)
         own = oracle_graph(self.module, self.item, inputs, dims, fused, self.scheduled)
+        overflows = any(s.overflows(profile) for s in used)
         return {n: loosened(w, own[n], overflows) for n, w in wanted.items()}
 
     def affordable(self, dims: Mapping[str, int]) -> bool:

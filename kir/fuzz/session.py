@@ -49,7 +49,7 @@ from kir.testing import Example
 LIKELY_SIZES = [(1, 10), (2, 15), (3, 20), (5, 20), (7, 10), (4, 8), (8, 5), (9, 5), (6, 3), (0, 4)]
 """Of dims: primes, off by one of tiles, and nothing at all."""
 PLAIN = ("integers", "tame")
-PROFILES = (*PLAIN, "special", "wide")
+PROFILES = (*PLAIN, "shifted", "special", "wide")
 """Of inputs; the plain ones have neither infinities nor NaNs, which laws of the reals forget."""
 CHECKED, READ, REPLAYED = 30.0, 15.0, 5.0
 """Percent of the pairs whose result is checked, printed and parsed, derived anew."""

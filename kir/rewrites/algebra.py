@@ -63,6 +63,10 @@ class Factor(Rewrite):
     into: str | None = None
     nth: int = 0
 
+    @property
+    def keeps_range(self) -> bool:
+        return False
+
     def edit(self, kernel: Kernel) -> Kernel:
         place, found = self._found(kernel)
         reduction = place.expr

@@ -86,6 +86,12 @@ class Rewrite(ABC):
         in the reals: how far it may be off, for the oracle."""
         return {}
 
+    @property
+    def keeps_range(self) -> bool:
+        """Whether no number overflows, of finite ones far from the dtype's extremes, that did not
+        before: not where a law of the reals or a narrower type is at work."""
+        return True
+
     def in_ring(self, kernel: Kernel) -> bool:
         """Whether the result equals `kernel` by laws that the ring has (`kir.interpret.ring`): not
         where something near stands in for ops, nor by laws of order, roots and logarithms. Where

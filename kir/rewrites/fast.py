@@ -236,6 +236,10 @@ class Fast(Rewrite):
     form: str | None = None
     nth: int = 0
 
+    @property
+    def keeps_range(self) -> bool:
+        return False
+
     def edit(self, kernel: Kernel) -> Kernel:
         form = self._form(kernel)
         stmt = find_valued(kernel, self.place, self.nth)

@@ -94,6 +94,10 @@ class NarrowStorage(Rewrite):
     tensor: str
     dtype: str
 
+    @property
+    def keeps_range(self) -> bool:
+        return False
+
     def edit(self, kernel: Kernel) -> Kernel:
         dtype = dtype_named(kernel, self.dtype)
         old = self._old(kernel)
@@ -245,6 +249,10 @@ class AccumulateIn(Rewrite):
     effect: ClassVar[Effect] = "approximates"
     target: str
     dtype: str
+
+    @property
+    def keeps_range(self) -> bool:
+        return False
 
     def edit(self, kernel: Kernel) -> Kernel:
         dtype = dtype_named(kernel, self.dtype)

@@ -73,6 +73,10 @@ class Distribute(Rewrite):
     path: tuple[int, ...] | None = None
     nth: int = 0
 
+    @property
+    def keeps_range(self) -> bool:
+        return False
+
     def edit(self, kernel: Kernel) -> Kernel:
         place = self._place(kernel)
         new = _distributed(place.expr, names_in(kernel))
@@ -184,6 +188,10 @@ class Join(Rewrite):
     definition: str
     path: tuple[int, ...] | None = None
     nth: int = 0
+
+    @property
+    def keeps_range(self) -> bool:
+        return False
 
     def edit(self, kernel: Kernel) -> Kernel:
         place = self._place(kernel)

@@ -54,6 +54,10 @@ class Rule(Rewrite):
     path: tuple[int, ...] | None = None
     nth: int = 0
 
+    @property
+    def keeps_range(self) -> bool:
+        return False
+
     def edit(self, kernel: Kernel) -> Kernel:
         laws = self._laws(kernel)
         stmt = find_valued(kernel, self.definition, self.nth)

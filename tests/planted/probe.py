@@ -39,7 +39,7 @@ from kir.testing import Example, dims_choices
 ROOT = Path(__file__).parent.parent.parent
 WORK = 1 << 11
 """The greatest product of all dims that is tried."""
-PROFILES = ("integers", "tame", "special", "tame", "wide", "integers", "special")
+PROFILES = ("integers", "tame", "special", "shifted", "wide", "tame", "shifted")
 TARGETS = ("cpu", "accel", "nvidia")
 
 
@@ -119,12 +119,19 @@ def _examples(spec: Kernel, after: Kernel) -> list[Prepared]:
 
 # --- what is looked at -------------------------------------------------------------------------
 
-Programs = Callable[[], Iterator[Program]]
+Programs = Callable[[str], Iterator[Program]]
+"""A corpus; those whose names begin with the argument come first."""
 
 
-def rewrites() -> Iterator[Program]:
+def _files(folder: str, first: str) -> list[Path]:
+    """Before any is parsed: that takes a while of all."""
+    found = sorted((ROOT / folder).glob("*.kir"))
+    return sorted(found, key=lambda p: not (first and p.stem.startswith(first)))
+
+
+def rewrites(first: str) -> Iterator[Program]:
     """The programs that the tests of each rewrite use."""
-    for path in sorted((ROOT / "tests" / "rewrites").glob("*.kir")):
+    for path in _files("tests/rewrites", first):
         module = parse(read(path))
         if module.graphs():
             continue
@@ -137,8 +144,8 @@ def rewrites() -> Iterator[Program]:
 def on(target: str, inner: Programs) -> Programs:
     """The same programs, run on a target."""
 
-    def programs() -> Iterator[Program]:
-        for p in inner():
+    def programs(first: str) -> Iterator[Program]:
+        for p in inner(first):
             yield Program(p.name, p.spec, p.steps, target)
 
     return programs
@@ -147,8 +154,8 @@ def on(target: str, inner: Programs) -> Programs:
 def examples(target: str) -> Programs:
     """The examples under the target's default schedule."""
 
-    def programs() -> Iterator[Program]:
-        for path in sorted((ROOT / "examples").glob("*.kir")):
+    def programs(first: str) -> Iterator[Program]:
+        for path in _files("examples", first):
             for kernel in parse(read(path)).kernels().values():
                 special = _with_parameters(kernel)
                 yield Program(path.stem, special, choose_steps(special, Target(target)), target)
@@ -156,9 +163,9 @@ def examples(target: str) -> Programs:
     return programs
 
 
-def papers() -> Iterator[Program]:
+def papers(first: str) -> Iterator[Program]:
     """The kernels from papers under their own derivations."""
-    for path in sorted((ROOT / "examples" / "papers").glob("*.kir")):
+    for path in _files("examples/papers", first):
         module = parse(read(path))
         for name, schedule in module.schedules().items():
             kernel = module.kernels().get(schedule.kernel)
@@ -177,8 +184,8 @@ def _with_parameters(kernel: Kernel) -> Kernel:
 def operators(target: str) -> Programs:
     """Each op on each dtype that it takes, and each cast, alone in a kernel."""
 
-    def programs() -> Iterator[Program]:
-        for name in OPS:
+    def programs(first: str) -> Iterator[Program]:
+        for name in sorted(OPS, key=lambda n: not (first and n.startswith(first))):
             for dtype in DTYPES.values():
                 kernel = _operator(name, dtype)
                 if kernel is not None:
@@ -234,7 +241,7 @@ def search(names: list[str], seconds: float, seed: int, first: str = "") -> dict
     looked = 0
     for k, name in enumerate(names, 1):
         until = started + seconds * k / len(names)
-        programs = _random(name, seed) if name.endswith("random") else _sorted(name, first)
+        programs = _random(name, seed) if name.endswith("random") else CORPORA[name](first)
         for program in programs:
             if time.monotonic() > until:
                 break
@@ -251,15 +258,6 @@ def search(names: list[str], seconds: float, seed: int, first: str = "") -> dict
                 text = f"{type(error).__name__}: {error}"
                 return _finding("crash", text, name, title, looked, started)
     return {"caught": False, "programs": looked, "seconds": round(time.monotonic() - started, 2)}
-
-
-def _sorted(name: str, first: str) -> Iterator[Program]:
-    """A corpus, the programs asked for in front."""
-    if not first:
-        yield from CORPORA[name]()
-        return
-    yield from (p for p in CORPORA[name]() if p.name.startswith(first))
-    yield from (p for p in CORPORA[name]() if not p.name.startswith(first))
 
 
 def _random(name: str, seed: int) -> Iterator[Callable[[], None]]:
