@@ -48,6 +48,7 @@ Effect = Literal["exact", "reassociates", "approximates"]
 EFFECTS: tuple[Effect, ...] = ("exact", "reassociates", "approximates")
 """From the weakest to the strongest."""
 Block = tuple[Stmt, ...]
+KEPT_RESULTS = 4
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,19 @@ class Rewrite(ABC):
     effect: ClassVar[Effect]
 
     def apply(self, kernel: Kernel) -> Kernel:
-        """The rewritten kernel, simplified; RewriteError where the precondition does not hold."""
-        return simplify(self.edit(kernel))
+        """The rewritten kernel, simplified; RewriteError where the precondition does not hold.
+
+        The last few results are kept on the kernel: a planner tries the steps that are replayed
+        after it."""
+        known: dict[Rewrite, Kernel] = kernel.__dict__.setdefault("_applied", {})
+        if self in known:
+            return known[self]
+        after = simplify(self.edit(kernel))
+        if after is not kernel:  # no node refers to itself
+            if len(known) >= KEPT_RESULTS:
+                del known[next(iter(known))]
+            known[self] = after
+        return after
 
     @abstractmethod
     def edit(self, kernel: Kernel) -> Kernel:
