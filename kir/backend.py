@@ -18,6 +18,7 @@ import numpy as np
 
 from kir.dtypes import DType
 from kir.errors import UsageError
+from kir.graph_plan import GraphPlan
 from kir.ir import Kernel, Step
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -26,13 +27,15 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 @dataclass(frozen=True)
 class Manifest:
     """What a backend has. `archs[0]` is the default where the machine has none of them;
-    `stages` are the names `--emit` takes, in the order in which they are made."""
+    `stages` are the names `--emit` takes, in the order in which they are made. `graphs`: whole
+    graphs become one artifact (`lower_graph`); else their kernels are called one by one."""
 
     name: str
     targets: tuple[str, ...]
     archs: Mapping[str, tuple[str, ...]]
     stages: Mapping[str, tuple[str, ...]]
     dtypes: Mapping[str, tuple[DType, ...]]
+    graphs: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,12 @@ class Backend(ABC):
     @abstractmethod
     def lower(self, kernel: Kernel, target: str, arch: str, stage: str | None = None) -> Artifact:
         """Compile scheduled IR; up to `stage` where given, else all stages."""
+
+    def lower_graph(
+        self, plan: GraphPlan, target: str, arch: str, stage: str | None = None
+    ) -> Artifact:
+        """Compile a graph as one; the artifact's kernel is the graph's signature."""
+        raise UsageError(f"the road `{self.manifest.name}` compiles kernels, not graphs")
 
     def debug(self) -> Backend:
         """The same road with run-time checks of indices that are read from tensors: executables

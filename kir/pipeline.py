@@ -12,7 +12,8 @@ import numpy as np
 
 from kir.backend import Arrays, Artifact, Backend, Executable, get_backend
 from kir.derivation import from_json, replay
-from kir.errors import ScheduleError, UsageError
+from kir.errors import ScheduleError, UnsupportedError, UsageError
+from kir.graph_plan import plan_graph
 from kir.graphs import resolve
 from kir.ir import Define, Graph, Kernel, Module, Reduce, Schedule, Step, walk
 from kir.specialise import infer_dims, specialise
@@ -139,6 +140,30 @@ def lower(
     return target.backend.lower(scheduled, target.name, target.chip, stage)
 
 
+def lower_graph(
+    module: Module,
+    graph: Graph,
+    target: Target,
+    dims: Mapping[str, int] | None = None,
+    choice: str | None = None,
+    stage: str | None = None,
+) -> Artifact:
+    """A graph as one artifact, on a target that makes such (`Manifest.graphs`).
+
+    UnsupportedError where dims are left symbolic on which the kernels' depend in ways that only
+    known dims can tell.
+    """
+    from kir.check import check_kernel
+
+    def prepare(kernel: Kernel) -> Kernel:
+        scheduled = schedule(kernel, choose_steps(kernel, target, choice, module))
+        check_kernel(scheduled)
+        return scheduled
+
+    plan = plan_graph(module, graph, dims or {}, prepare)
+    return target.backend.lower_graph(plan, target.name, target.chip, stage)
+
+
 def compile(
     item: Kernel | Graph,
     target: Target | str = "cpu",
@@ -155,11 +180,29 @@ def compile(
     if isinstance(item, Graph):
         if module is None:
             raise UsageError("a graph is compiled with the module that holds its kernels")
-        return GraphExecutable(module, item, goal, choice, frozenset(dims or ()) != frozenset())
+        return _compile_graph(module, item, goal, dims or {}, choice, threads)
     kernel = specialise(item, dims or {})
     steps = choose_steps(kernel, goal, choice, module)
     artifact = lower(kernel, goal, steps)
     return goal.backend.with_threads(artifact, threads) if threads else goal.backend.load(artifact)
+
+
+def _compile_graph(
+    module: Module, graph: Graph, goal: Target, dims: Mapping[str, int], choice: str | None,
+    threads: int,
+) -> Executable:  # fmt: skip
+    """One function for all calls, where the target makes such and, of symbolic dims, what each
+    kernel gets can be told; else call by call. Debug builds too go call by call."""
+    if goal.backend.manifest.graphs and not goal.debug:
+        try:
+            artifact = lower_graph(module, graph, goal, dims, choice)
+        except UnsupportedError:
+            if all(d.name in dims or d.default is not None for d in graph.dims):
+                raise
+        else:
+            backend = goal.backend
+            return backend.with_threads(artifact, threads) if threads else backend.load(artifact)
+    return GraphExecutable(module, graph, goal, choice, bool(dims), threads)
 
 
 @dataclass
@@ -171,6 +214,7 @@ class GraphExecutable(Executable):
     target: Target
     choice: str | None = None
     specialised: bool = True
+    threads: int = 0
     compiled: dict[tuple[str, tuple[tuple[str, int], ...]], Executable] = field(
         default_factory=dict
     )
@@ -199,5 +243,7 @@ class GraphExecutable(Executable):
         chosen = {name: value for name, value in dims.items() if name in fixed}
         key = (kernel.name, tuple(sorted(chosen.items())))
         if key not in self.compiled:
-            self.compiled[key] = compile(kernel, self.target, chosen, self.choice, self.module)
+            self.compiled[key] = compile(
+                kernel, self.target, chosen, self.choice, self.module, self.threads
+            )
         return self.compiled[key]

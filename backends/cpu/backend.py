@@ -8,15 +8,16 @@ from kir.backend import Artifact, Backend, Executable, Manifest
 from kir.backends.cpu import cache, library
 from kir.backends.cpu.archs import ARCHS, chip_of, machine_of, require_host
 from kir.backends.cpu.executable import CpuExecutable
+from kir.backends.cpu.graph import emit_graph
 from kir.backends.cpu.native import has_openmp
 from kir.backends.cpu.packed import packed_entry, packed_symbol
-from kir.backends.llvm import Machine, emit
+from kir.backends.llvm import Machine, emit, symbol_of
 from kir.backends.llvm.compile import compile_text, versions
 from kir.backends.llvm.memory import CELL
 from kir.dtypes import DTYPES
 from kir.errors import UsageError
+from kir.graph_plan import GraphPlan
 from kir.ir import Kernel, Step
-from kir.syntax import format_kernel
 
 STAGES = ("llvm", "asm", "obj", "header", "so")
 FORMAT = 1
@@ -39,6 +40,7 @@ class CpuBackend(Backend):
         archs={"cpu": ARCHS},
         stages={"cpu": STAGES},
         dtypes={"cpu": tuple(DTYPES.values())},
+        graphs=True,
     )
 
     def default_schedule(self, kernel: Kernel, target: str, arch: str) -> tuple[Step, ...]:
@@ -50,17 +52,44 @@ class CpuBackend(Backend):
         """Compile scheduled IR. Without `stage`: LLVM IR and object. Assembly is made on request,
         since it takes LLVM as long as the object, and so are a shared library, which needs the
         system's C compiler, and its header."""
+        self._require(stage)
+        machine = machine_of(arch, has_openmp())
+        emitted = emit(kernel, machine, self.checked)
+        return self._artifact(kernel, emitted.text, emitted.regions, machine, (target, arch, stage))
+
+    def lower_graph(
+        self, plan: GraphPlan, target: str, arch: str, stage: str | None = None
+    ) -> Artifact:
+        """As `lower`; one function for the graph. UsageError for a debug build."""
+        self._require(stage)
+        if self.checked:
+            raise UsageError("a graph has no debug build as one", hint="compile its kernels")
+        machine = machine_of(arch, has_openmp())
+        text = emit_graph(plan, machine)
+        return self._artifact(
+            plan.signature, text, text.count(".thread("), machine, (target, arch, stage)
+        )
+
+    def _require(self, stage: str | None) -> None:
         if stage is not None and stage not in STAGES:
             raise UsageError(f"cpu has no stage `{stage}`", hint="it has: " + ", ".join(STAGES))
         if self.checked and stage in ("header", "so"):
             raise UsageError(f"a debug build has no stage `{stage}`", hint="leave out `--debug`")
-        parallel = has_openmp()
-        machine = machine_of(arch, parallel)
-        emitted = emit(kernel, machine, self.checked)
+
+    def _artifact(
+        self,
+        kernel: Kernel,
+        text: str,
+        regions: int,
+        machine: Machine,
+        goal: tuple[str, str, str | None],
+    ) -> Artifact:
+        target, arch, stage = goal
+        text += packed_entry(kernel, self.checked)
         stages: dict[str, str | bytes] = {}
-        text = emitted.text + packed_entry(kernel, self.checked)
-        for name, data in self._compiled(kernel, machine, text, stage == "asm").items():
+        for name, data in self._compiled(text, machine, stage == "asm").items():
             stages[name] = data if name == "obj" else data.decode()
+        parallel = machine.grid == "gomp"
         if stage == "header":
             stages["header"] = library.header(kernel)
         if stage == "so":
@@ -69,7 +98,7 @@ class CpuBackend(Backend):
             stages["so"] = library.shared_library(obj, parallel and b"GOMP_parallel" in obj)
         threads = "libgomp" if parallel else "none: libgomp.so.1 is missing, grids run in order"
         launch = {
-            "symbol": emitted.symbol,
+            "symbol": symbol_of(kernel),
             "packed": packed_symbol(kernel),
             "arguments": [
                 *(p.name for p in kernel.params),
@@ -80,20 +109,15 @@ class CpuBackend(Backend):
             "cpu": machine.cpu,
             "checked": self.checked,
         }
-        report = {
-            "regions": emitted.regions,
-            "threads": threads,
-            "vector_bits": machine.vector_bits,
-        }
+        report = {"regions": regions, "threads": threads, "vector_bits": machine.vector_bits}
         return Artifact(kernel, target, arch, stages, launch, report)
 
-    def _compiled(self, kernel: Kernel, machine: Machine, text: str, asm: bool) -> dict[str, bytes]:
+    def _compiled(self, text: str, machine: Machine, asm: bool) -> dict[str, bytes]:
         """llvm, obj and where wanted asm, from the cache where they are there.
 
         A checked build needs no word in the key: its text differs."""
         parts = {
             "format": FORMAT,
-            "kernel": format_kernel(kernel),
             "text": text,
             "asm": asm,
             "machine": repr(machine),

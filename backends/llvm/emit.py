@@ -94,13 +94,22 @@ def symbol_of(kernel: Kernel) -> str:
 
 
 class KernelEmitter:
-    """One module: the entry function and, made on the way, the parallel regions."""
+    """The entry function and, made on the way, the parallel regions: in a module of their own, or
+    under another `symbol`, and internal, in one that is given."""
 
-    def __init__(self, kernel: Kernel, machine: Machine, checked: bool = False) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        machine: Machine,
+        checked: bool = False,
+        module: Module | None = None,
+        symbol: str | None = None,
+    ) -> None:
         self.kernel, self.machine = kernel, machine
         self.places = {id(n): k for k, n in enumerate(walk(kernel))} if checked else None
-        self.module = Module(machine.triple)
-        self.symbol = symbol_of(kernel)
+        self.module = module or Module(machine.triple)
+        self.linkage = "internal " if module is not None else ""
+        self.symbol = symbol or symbol_of(kernel)
         self.regions = 0
 
     def run(self) -> Emitted:
@@ -123,7 +132,7 @@ class KernelEmitter:
         arguments.append("i32 %threads")
         code = Code(self, b, scope, top=True)
         code.block(self.kernel.body)
-        head = f"define i32 @{self.symbol}({', '.join(arguments)})"
+        head = f"define {self.linkage}i32 @{self.symbol}({', '.join(arguments)})"
         b.define(head, "nounwind", "ret i32 0")
         return Emitted(self.module.text(), self.symbol, self.regions)
 
