@@ -24,6 +24,7 @@ from kir.plan.common import (
     contraction_in,
     inline_pointwise,
     is_parallel,
+    nests,
     tile_contraction,
 )
 from kir.plan.cpu.chip import Chip
@@ -33,6 +34,9 @@ from kir.rewrites.places import places, tensors_read
 
 BLOCK = 64
 """Queries and keys of a block: their scores, and what is staged for them, fit the second cache."""
+SHORT = 512
+"""Keys up to which blocks are halved where keys ahead of a query are left out: half a block of each
+row is computed in vain, which is then more than smaller blocks cost."""
 ROWS = 4
 """Rows of a register block of two vectors: it divides a block, and eight accumulators hide the
 latency of an fma."""
@@ -69,6 +73,7 @@ def attention(draft: Draft, chip: Chip) -> bool:
         if roles is None:
             return False
         inline_pointwise(trial)
+        roles = _rounded(trial, roles)
         casts = _outline_casts(trial, roles)
         trial.take("loops")
         _Schedule(trial, roles, casts, chip).build()
@@ -110,7 +115,7 @@ def _prepare(draft: Draft) -> _Roles | None:
         if roles is None:
             continue
         draft.attempt("factor", define.name)
-        return _rounded(draft, roles)
+        return roles
     return None
 
 
@@ -172,7 +177,7 @@ def _rounded(draft: Draft, roles: _Roles) -> _Roles:
     define = _defines(draft)[roles.output]
     for place in places(define):
         e = place.expr
-        if isinstance(e, Cast) and roles.weights in tensors_read(e):
+        if isinstance(e, Cast) and roles.weights in tensors_read(e) and place.reductions:
             name = fresh(f"{roles.weights}_rounded", names_in(draft.kernel))
             if draft.attempt("outline", define.name, place.path, into=name):
                 return _Roles(
@@ -218,6 +223,7 @@ class _Schedule:
         self.draft, self.roles, self.casts, self.chip = draft, roles, casts, chip
         self.lanes = 2 * chip.lanes
         self.depth = len(self._around(roles.greatest))
+        self.side = BLOCK // 2 if self._is_short() else BLOCK
         self.tiles: list[str] = []
         self.blocked = False
         self.sums = {
@@ -233,6 +239,21 @@ class _Schedule:
         self._products()
         self._softmax()
         self._rest()
+
+    def _is_short(self) -> bool:
+        """Whether the keys are few, and bounded by the place of the query."""
+        row, key = self._around(self.roles.scores)[self.depth - 1 :][:2]
+        extent = constant_extent(self.draft, key)
+        bounds = (
+            n
+            for n in walk(self.draft.loop(key))
+            if isinstance(n, Op) and n.name in ("lt", "le", "gt", "ge")
+        )
+        return (
+            extent is not None
+            and extent <= SHORT
+            and any({row, key} <= var_names(n) for n in bounds)
+        )
 
     # --- looking
 
@@ -273,10 +294,17 @@ class _Schedule:
     # --- steps
 
     def _merge_rows(self) -> None:
-        """One row of queries in one iteration."""
-        first, last = self._around(self.roles.scores)[0], self._around(self.roles.output)[0]
-        self.draft.take("merge", first, self.depth, until=last)
-        self.row = self._around(self.roles.scores)[self.depth - 1]
+        """One row of queries in one iteration. The last nest is fused on its own: the wide copies
+        of its operands, which stand in front of it, are no part of a row."""
+        tops = [loop.axis.name for loop in nests(self.draft.kernel)]
+        named = {self._around(name)[0] for name in self.roles.rows}
+        inner = [name for name in tops if name in named]
+        self.draft.take("merge", inner[0], self.depth, until=inner[-1])
+        rows = self._around(self.roles.scores)[: self.depth]
+        last = self._around(self.roles.output)[: self.depth]
+        for one, other in zip(rows, last, strict=True):
+            self.draft.take("fuse", one, other)
+        self.row = rows[-1]
 
     def _online(self) -> None:
         """One loop over blocks of keys for all of a row."""
@@ -285,9 +313,9 @@ class _Schedule:
         keys = [self._around(n)[-1] for n in dict.fromkeys(mapped)]
         keys += [self._reducing(n)[-1] for n in self.sums]
         extent = constant_extent(draft, keys[0])
-        self.blocked = extent is None or extent > BLOCK
+        self.blocked = extent is None or extent > self.side
         if self.blocked:
-            draft.take("split", tuple(keys), BLOCK)
+            draft.take("split", tuple(keys), self.side)
         *_, column = self._around(roles.output)
         draft.take("fission", column)
         inner = self._reducing(roles.output)[self.depth :]
@@ -307,7 +335,7 @@ class _Schedule:
     def _blocks(self) -> None:
         """Blocks of queries, around those of keys."""
         draft, row = self.draft, self.row
-        draft.take("split", row, BLOCK)
+        draft.take("split", row, self.side)
         self.grid = self._around(self.sums[self.roles.greatest], "max")[: self.depth]
         draft.take("fission", row)
         if self.blocked:
@@ -325,7 +353,9 @@ class _Schedule:
         queries by columns."""
         draft, roles = self.draft, self.roles
         inside = len(self.grid) + self.blocked
-        self._transpose_queries(self._around(roles.scores)[inside])
+        row = self._around(roles.scores)[inside]
+        self._widen(row)
+        self._transpose_queries(row)
         found = contraction_in(draft.loop(self._around(roles.scores)[inside]))
         if found is None:
             raise self._no("the scores are no contraction")
@@ -347,33 +377,55 @@ class _Schedule:
         (outer,) = set(self.draft.loop_names()) - before
         return outer
 
+    def _widen(self, row: str) -> None:
+        """Convert what is narrow once for a block, where it is used, in the order of its reads."""
+        update = self._product(row)
+        for name in self.casts:
+            (store,) = (
+                n for n in walk(self.draft.kernel) if isinstance(n, Store) and n.target == name
+            )
+            (read,) = (n for n in walk(store.value) if isinstance(n, Read))
+            kept = [n for i in read.indices for n in sorted(var_names(i))]
+            mine = [n for i in store.indices for n in sorted(var_names(i))]
+            order = tuple(mine.index(n) for n in kept)
+            if order != tuple(range(len(order))):
+                self.draft.take("layout", name, order)
+            reads = [n for n in walk(update) if isinstance(n, Read) and n.tensor == name]
+            queries = any(row in var_names(i) for n in reads for i in n.indices)
+            place = self.block if self.blocked and not queries else self.grid[-1]
+            self.draft.take("compute_at", name, place, "local")
+
     def _transpose_queries(self, row: str) -> None:
         """Stage the queries of a block so that lanes run along them."""
-        nest = self.draft.loop(row)
-        (update,) = (s for s in statements((nest,)) if isinstance(s, Store) and s.op == "add")
-        for read in [n for n in walk(update) if isinstance(n, Read)]:
+        for read in [n for n in walk(self._product(row)) if isinstance(n, Read)]:
             at = [d for d, i in enumerate(read.indices) if row in var_names(i)]
-            if len(at) == 1:
-                order = (*(d for d in range(len(read.indices)) if d not in at), *at)
-                before = set(self.draft.loop_names())
+            order = (*(d for d in range(len(read.indices)) if d not in at), *at)
+            if len(at) == 1 and read.tensor in self.casts:
+                self.draft.take("layout", read.tensor, order)
+            elif len(at) == 1:
                 self.draft.take("stage", read.tensor, self.grid[-1], "local", order=order)
-                made = [n for n in self.draft.loop_names() if n not in before]
-                self.draft.attempt("reorder", tuple(reversed(made)))
+
+    def _product(self, row: str) -> Store:
+        """The accumulation of the scores, in a nest over rows."""
+        nest = self.draft.loop(row)
+        return next(s for s in statements((nest,)) if isinstance(s, Store) and s.op == "add")
 
     def _softmax(self) -> None:
         """Lanes along the queries, the loop over keys inside."""
         draft, roles = self.draft, self.roles
         inside = len(self.grid) + self.blocked
-        summed = roles.total is not None and roles.values == roles.weights
-        if summed:
-            assert roles.total is not None
-            weights, total = self._around(roles.weights), self._reducing(roles.total)
-            draft.take("merge", weights[inside], 2, until=total[inside])
+        named = [self._around(n)[inside] for n in dict.fromkeys((roles.weights, roles.values))]
+        if roles.total is not None:
+            named.append(self._reducing(roles.total)[inside])
+        first, *_, last = sorted(named, key=draft.loop_names().index) * 2
+        if first != last:
+            draft.take("merge", first, 2, until=last)
 
     def _rest(self) -> None:
         """Tiles for what has none yet, and the grid."""
         draft = self.draft
         for name in self.tiles:
+            draft.attempt("unmask", name)
             draft.take("bind", name, "tile")
         top = draft.loop(self.grid[-1])
         for s in statements(top.body):
