@@ -20,7 +20,7 @@ from kir.plan.common import (
 from kir.plan.cpu.attention import attention
 from kir.plan.cpu.chip import Chip
 from kir.plan.cpu.contractions import contraction
-from kir.plan.cpu.convolutions import convolution
+from kir.plan.cpu.convolutions import convolution, ungroup
 from kir.plan.cpu.elementwise import elementwise
 from kir.plan.cpu.loops import REGISTERS, spread
 from kir.plan.cpu.rows import fetch_ahead, inner_loops
@@ -50,6 +50,7 @@ def plan(kernel: Kernel, chip: Chip = Chip()) -> tuple[Step, ...]:  # noqa: B008
 
 
 def _schedule(draft: Draft, name: str, chip: Chip) -> None:
+    name = ungroup(draft, name)
     nest, lanes = draft.loop(name), chip.lanes
     found = contraction_in(nest)
     if found is not None and (convolution(draft, found, chip) or contraction(draft, found, chip)):

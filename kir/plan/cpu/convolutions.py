@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from itertools import product
 from math import ceil, prod
 
-from kir.ir import Read, Var, walk
-from kir.plan.common import Contraction, Draft, constant_extent
+from kir.ir import Const, Op, Read, Var, walk
+from kir.plan.common import Contraction, Draft, constant_extent, parallel_prefix
 from kir.plan.cpu.chip import Chip
 from kir.plan.cpu.loops import spread
-from kir.rewrites.base import free_vars
+from kir.rewrites.base import buffers_of, free_vars
 from kir.simplify import linear
 
 FMA_LATENCY = 4
@@ -132,6 +132,28 @@ def convolution(draft: Draft, found: Contraction, chip: Chip) -> bool:
     return True
 
 
+def ungroup(draft: Draft, name: str) -> str:
+    """Cut parallel axes of the nest `name` into groups where reads take `axis // size`: in a
+    grouped convolution each group of output channels has input channels of its own. The name of
+    the nest after."""
+    for loop in parallel_prefix(draft.loop(name)):
+        axis = loop.axis.name
+        sizes = {
+            int(c.value)
+            for n in walk(loop)
+            if isinstance(n, Read)
+            for index in n.indices
+            for e in walk(index)
+            if isinstance(e, Op) and e.name == "floordiv" and e.args[0] == Var(axis)
+            and isinstance(c := e.args[1], Const) and int(c.value) > 1
+        }  # fmt: skip
+        if len(sizes) == 1:
+            before = set(draft.loop_names())
+            if draft.attempt("split", axis, *sizes) and axis == name:
+                (name,) = set(draft.loop_names()) - before
+    return name
+
+
 class _Plan:
     """The steps of one convolution, on a draft of its own."""
 
@@ -222,12 +244,23 @@ class _Plan:
         return made if d.attempt("reorder", (*reduction, *names)) else None
 
     def stage(self, loop: str) -> None:
-        """Copy the windows of the input, padding and all, into cache."""
+        """Copy the windows of the input, padding and all, into cache; where lanes would stride,
+        parted into the columns that are read together."""
         d, s = self.draft, self.seen
-        before = set(d.loop_names())
-        if not d.attempt("stage", s.tensor, loop, "local"):
+        before, had = set(d.loop_names()), {b.name for b in buffers_of(d.kernel.body)}
+        stride = s.strides[s.column_dim]
+        packing = {"pack": (s.column_dim, stride)} if stride > 1 else {}
+        if not d.attempt("stage", s.tensor, loop, "local", **packing):
             return
         made = [n for n in d.loop_names() if n not in before]
+        (buffer,) = [b for b in buffers_of(d.kernel.body) if b.name not in had]
+        if buffer.type != self.found.update.value.dtype:
+            d.attempt("cast_storage", buffer.name, self.found.update.value.dtype.name)
+        if stride > 1:
+            rank = len(buffer.shape)
+            d.attempt("layout", buffer.name, order=(*range(1, rank), 0))
+            made[-2:] = reversed(made[-2:])
+            d.attempt("reorder", tuple(made[-2:]))
         width = constant_extent(d, made[-1])
         if width is not None and width > LANES_READ:
             self.cut(made[-1], LANES_READ)
