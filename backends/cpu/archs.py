@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from kir.backends.cpu import host
 from kir.backends.llvm import Machine
@@ -14,14 +14,31 @@ from kir.plan.cpu.chip import Chip
 
 STREAM_BYTES = 1 << 25
 """Outputs from this size on bypass the cache where the schedule says `hint(stream = 1)`."""
+STREAMS: dict[str, Any] = {"stream_bytes": STREAM_BYTES, "stream_fence": "llvm.x86.sse.sfence"}
+
+
+@dataclass(frozen=True)
+class Arch:
+    """`cpu` and `features` as LLVM names them; `needed`: features of a host that runs its code."""
+
+    triple: str
+    cpu: str
+    features: str
+    vector_bits: int
+    needed: tuple[str, ...]
+
 
 X86 = "x86_64-unknown-linux-gnu"
+ARM = "aarch64-unknown-linux-gnu"
 NAMED = {
-    "x86-64-v3": ("x86-64-v3", 256, ("avx2", "fma", "f16c", "bmi2")),
-    "x86-64-v4": ("x86-64-v4", 512, ("avx512f", "avx512vl", "avx512bw", "avx512dq")),
-    "sapphirerapids": ("sapphirerapids", 512, ("avx512f", "avx512bf16", "amx-tile")),
+    "x86-64-v3": Arch(X86, "x86-64-v3", "", 256, ("avx2", "fma", "f16c", "bmi2")),
+    "x86-64-v4": Arch(X86, "x86-64-v4", "", 512, ("avx512f", "avx512vl", "avx512bw", "avx512dq")),
+    "sapphirerapids": Arch(
+        X86, "sapphirerapids", "", 512, ("avx512f", "avx512bf16", "avx512vnni", "amx-tile")
+    ),
+    "aarch64": Arch(ARM, "generic", "+v8.2a,+fullfp16", 128, ("neon", "fullfp16")),
+    "neoverse-v1": Arch(ARM, "neoverse-v1", "", 128, ("neon", "fullfp16", "bf16", "i8mm", "sve")),
 }
-"""arch -> LLVM's name of the CPU, its vector bits, features that a host needs to run its code."""
 ARCHS = ("native", *NAMED)
 
 
@@ -36,18 +53,19 @@ def machine_of(arch: str, parallel: bool = True) -> Machine:
     is a plain loop (where there is no libgomp to link)."""
     grid: Literal["gomp", "sequential"] = "gomp" if parallel else "sequential"
     if arch in NAMED:
-        cpu, bits, _ = NAMED[arch]
-        return Machine(X86, cpu, "", bits, half=True, fma=True, grid=grid,
-                       stream_bytes=STREAM_BYTES, stream_fence="llvm.x86.sse.sfence")  # fmt: skip
+        known = NAMED[arch]
+        made = Machine(known.triple, known.cpu, known.features, known.vector_bits,
+                       half=True, fma=True, grid=grid)  # fmt: skip
+        return made if known.triple == ARM else replace(made, **STREAMS)
     if arch != "native":
         raise UnsupportedError(f"cpu has no arch `{arch}`", hint="it has: " + ", ".join(ARCHS))
     triple, cpu, features = llvm_host()
     have = host_features()
     if triple.startswith("x86_64"):
         bits = 512 if "avx512f" in have else 256 if "avx2" in have else 128
-        return Machine(triple, cpu, features, bits, half="f16c" in have, fma="fma" in have,
-                       grid=grid, stream_bytes=STREAM_BYTES,
-                       stream_fence="llvm.x86.sse.sfence")  # fmt: skip
+        made = Machine(triple, cpu, features, bits, half="f16c" in have, fma="fma" in have,
+                       grid=grid)  # fmt: skip
+        return replace(made, **STREAMS)
     arm = triple.startswith("aarch64")
     return Machine(triple, cpu, features, 128, half=arm, fma=arm, grid=grid)
 
@@ -68,7 +86,10 @@ def require_host(arch: str) -> None:
     """MissingHardwareError unless this machine can run code made for `arch`."""
     if arch == "native":
         return
-    lacking = [f for f in NAMED[arch][2] if f not in host_features()]
+    processor, own = NAMED[arch].triple.split("-")[0], llvm_host()[0].split("-")[0]
+    lacking = [f for f in NAMED[arch].needed if f not in host_features()]
+    if processor != own:
+        lacking = [f"an {processor} processor"]
     if lacking:
         raise MissingHardwareError(
             f"this machine cannot run code for {arch}: it lacks {', '.join(lacking)}",

@@ -50,8 +50,8 @@ class CpuBackend(Backend):
 
     def lower(self, kernel: Kernel, target: str, arch: str, stage: str | None = None) -> Artifact:
         """Compile scheduled IR. Without `stage`: LLVM IR and object. Assembly is made on request,
-        since it takes LLVM as long as the object, and so are a shared library, which needs the
-        system's C compiler, and its header."""
+        since it takes LLVM as long as the object, and so are a shared library, which needs a C
+        compiler to link it, and its header."""
         self._require(stage)
         machine = machine_of(arch, has_openmp())
         emitted = emit(kernel, machine, self.checked)
@@ -85,17 +85,18 @@ class CpuBackend(Backend):
         goal: tuple[str, str, str | None],
     ) -> Artifact:
         target, arch, stage = goal
-        text += packed_entry(kernel, self.checked)
+        text += packed_entry(kernel, self.checked) + library.information(kernel, machine)
         stages: dict[str, str | bytes] = {}
         for name, data in self._compiled(text, machine, stage == "asm").items():
             stages[name] = data if name == "obj" else data.decode()
         parallel = machine.grid == "gomp"
-        if stage == "header":
-            stages["header"] = library.header(kernel)
+        if stage in ("header", "so"):
+            stages["header"] = library.header(kernel, machine)
         if stage == "so":
             obj = stages["obj"]
             assert isinstance(obj, bytes)
-            stages["so"] = library.shared_library(obj, parallel and b"GOMP_parallel" in obj)
+            teams = parallel and b"GOMP_parallel" in obj
+            stages["so"] = library.shared_library(obj, kernel, machine, teams)
         threads = "libgomp" if parallel else "none: libgomp.so.1 is missing, grids run in order"
         launch = {
             "symbol": symbol_of(kernel),

@@ -15,9 +15,7 @@ from kir.errors import UnsupportedError
 from kir.graph_plan import GraphPlan
 from kir.ir import Const
 
-RELEASE = "kir.release"
-"""Frees what is kept; the code must not be in use."""
-
+# `kir.release` frees what is kept: when a library is unloaded, or by `native` for code in memory
 ARENA = """@kir.kept = internal global ptr null, align 8
 define internal noalias ptr @kir.take(i64 %size) nounwind noinline {
   %had = atomicrmw xchg ptr @kir.kept, ptr null acquire
@@ -53,6 +51,8 @@ define internal void @kir.give(ptr %usable) nounwind noinline {
   call void @free(ptr %other)
   ret void
 }
+@llvm.global_dtors = appending global [1 x { i32, ptr, ptr }]
+  [{ i32, ptr, ptr } { i32 65535, ptr @kir.release, ptr null }]
 define hidden void @kir.release() nounwind {
   %block = atomicrmw xchg ptr @kir.kept, ptr null acq_rel
   call void @free(ptr %block)

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import threading
+import weakref
 from functools import lru_cache
 from typing import Any
 
@@ -87,7 +88,18 @@ class Code:
 
 def load_image(image: Image) -> Code:
     """CompileError where a function that it calls is missing."""
-    return Code(Mapped(image, address_of), image)
+    mapped = Mapped(image, address_of)
+    code = Code(mapped, image)
+    if "kir.release" in mapped.symbols:  # it keeps memory from call to call
+        release = ctypes.CFUNCTYPE(None)(mapped.symbols["kir.release"])
+        weakref.finalize(code, _run, release, mapped).atexit = False
+    return code
+
+
+def _run(release: Any, mapped: Mapped) -> None:
+    """The last thing that code does; `mapped` is held until then."""
+    release()
+    assert mapped.symbols
 
 
 def load_code(obj: bytes) -> Code:

@@ -54,7 +54,7 @@ def lower(
     as_json: Json = False,
 ) -> None:
     """Compile a kernel for a target and print or write a stage of it."""
-    from kir.pipeline import Target, choose_steps
+    from kir.pipeline import Target, choose_steps, lower_graph
     from kir.pipeline import lower as compile_kernel
     from kir.specialise import specialise
 
@@ -70,10 +70,17 @@ def lower(
     source, module = read_module(file)
     item = choose(module, kernel)
     dims = parse_shape(shape)
+    whole = isinstance(item, Graph) and goal.backend.manifest.graphs
     kernels = [item] if isinstance(item, Kernel) else _kernels_of(item, module.kernels())
     with locating(source, schedule):
-        artifacts = []
-        for k in kernels:
+        artifacts: list[Artifact] = []
+        for name in (stages if stage == "artifact" else (stage,)) if whole else ():
+            assert isinstance(item, Graph)
+            made = lower_graph(module, item, goal, dims, schedule, name)
+            if artifacts:
+                made = replace(made, stages={**artifacts[0].stages, **made.stages})
+            artifacts = [made]
+        for k in () if whole else kernels:
             mine = {n: v for n, v in dims.items() if n in {d.name for d in k.dims}}
             spec = specialise(k, dims if isinstance(item, Kernel) else mine)
             steps = choose_steps(spec, goal, schedule, module)
@@ -87,9 +94,12 @@ def lower(
         assert out is not None
         for artifact in artifacts:
             name = artifact.kernel.name
-            _write_folder(out if isinstance(item, Kernel) else out / name, artifact)
+            _write_folder(out if whole or isinstance(item, Kernel) else out / name, artifact)
     texts = {a.kernel.name: a.stages[stage] for a in artifacts if stage != "artifact"}
     records = [_record(a, stage) for a in artifacts]
+    if stage == "so" and out is not None:
+        for artifact in artifacts:
+            write_output(out.with_suffix(".h"), artifact.stages["header"])
     _deliver(texts, stage, out, as_json, records)
 
 
