@@ -80,6 +80,8 @@ def blocking(p: Product, chip: Chip) -> Blocking:
         slab = _down(chip.l2 // 2 // (BLOCKS * mr * size), strip)
         return Blocking(mr, nr, BLOCKS, None, slab, strip, 1, "block", "shared")
     m, n, k = p.rows, p.columns, p.depth
+    if 0 < m <= mr // 2:  # few rows: wider panels make up for the chains that they lack
+        mr, nr = m, 2 * nr
     unroll = next(u for u in (4, 5, 6, 7, 3, 8, 2, 1) if k % u == 0) if k else 1
     shape = _Shape(mr, nr, _cdiv(m, mr), _cdiv(n, nr), _even(k, strip, unroll), unroll, size)
     alone = p.batch is not None and p.batch >= chip.cores and (m + n) * k * size <= 2 * chip.l2

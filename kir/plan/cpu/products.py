@@ -19,11 +19,18 @@ from dataclasses import dataclass
 
 from kir.dtypes import DType
 from kir.errors import RewriteError
-from kir.ir import Cast, Expr, Read, Var
-from kir.plan.common import Contraction, Draft, constant_extent
+from kir.ir import Cast, Expr, Read, Store, Var
+from kir.plan.common import (
+    Contraction,
+    Draft,
+    constant_extent,
+    contraction_in,
+    innermost_loops,
+)
 from kir.plan.cpu.chip import Chip
 from kir.plan.cpu.model import Blocking, Packing, Product, blocking
-from kir.rewrites.base import buffers_of, var_names
+from kir.rewrites.base import buffers_of, extent_of, statements, var_names
+from kir.simplify import linear
 
 WIDE = 4
 """Panels that a packing loop fills side by side, from whole lines of the source."""
@@ -58,6 +65,8 @@ class _Nest:
     k: str
     batch: tuple[str, ...]
     blocks: str = ""
+    behind: str | None = None
+    """Over the same blocks of rows, behind the sums."""
     panels: str = ""
     rows: str | None = None
     """Of the grid, over blocks of rows; `columns` over parts of the columns."""
@@ -78,6 +87,15 @@ class _Nest:
         self.draft.take("split", name, factor)
         (outer,) = set(self.draft.loop_names()) - before
         return outer
+
+    def peel(self, name: str, factor: int) -> tuple[str, str | None]:
+        """Split a loop, its rest a nest of its own where there is one: the names of both."""
+        extent, before = constant_extent(self.draft, name), set(self.draft.loop_names())
+        if extent is None or extent < factor or extent % factor == 0:
+            return self.split(name, factor), None
+        self.draft.take("split", name, factor, tail="peel")
+        made = [n for n in self.draft.loop_names() if n not in before]
+        return made[0], made[1]
 
     def fission(self, name: str, after: str) -> str:
         """Cut a loop behind another one in its body; gives the second piece's name."""
@@ -100,29 +118,32 @@ def product(draft: Draft, found: Contraction, chip: Chip) -> bool:
     batch = tuple(a for a in found.parallel if a not in (i, j))
     nest = _Nest(draft.fork(), found.acc, left, right, i, j, k, batch)
     try:
-        _loops(nest, b)
+        rest = _loops(nest, b)
         _operands(nest, b)
         _kinds(nest, b)
     except RewriteError:
         return False
+    if rest is not None:
+        other = contraction_in(nest.draft.loop(rest))
+        if other is None or not product(nest.draft, other, chip):
+            return False
     draft.adopt(nest.draft)
     return True
 
 
 def operand(e: Expr, own: str, depth: str, axes: set[str]) -> Operand | None:
     """The factor `e` as an operand, if it reads one tensor at an element that goes along `own`
-    and `depth` by an index each."""
+    and `depth` by an index each, element by element."""
     read = e.value if isinstance(e, Cast) else e
     if not isinstance(read, Read) or read.fill is not None:
         return None
     found: list[str | None] = []
     for index in read.indices:
-        if isinstance(index, Var) and index.name in axes:
-            found.append(index.name)
-        elif var_names(index) & axes:
+        mine = var_names(index) & axes
+        terms = linear(index).terms
+        if len(mine) > 1 or any(terms.get(Var(name)) != 1 for name in mine):
             return None
-        else:
-            found.append(None)
+        found.append(next(iter(mine), None))
     if found.count(own) != 1 or found.count(depth) != 1:
         return None
     return Operand(read.tensor, tuple(found), e.dtype, read is not e)
@@ -142,10 +163,16 @@ def _shape(
     return Product(rows, columns, depth, *plain, batch, found.update.value.dtype.bits)
 
 
-def _loops(nest: _Nest, b: Blocking) -> None:
-    """Cut the loops and bring them into order, down to the register block."""
+def _loops(nest: _Nest, b: Blocking) -> str | None:
+    """Cut the loops and bring them into order, down to the register block. Gives the loop over the
+    rows that are left for a nest of their own, where there is one."""
     draft, i, j, k = nest.draft, nest.i, nest.j, nest.k
-    nest.blocks, nest.panels = nest.split(i, b.mr), nest.split(j, b.nr)
+    rest = None
+    if b.left == "direct" and b.row_blocks is not None and not nest.batch:
+        nest.blocks, rest = nest.peel(i, b.mr)
+    else:
+        nest.blocks = nest.split(i, b.mr)
+    nest.panels = nest.split(j, b.nr)
     if b.row_blocks is not None:
         nest.rows = nest.split(nest.blocks, b.row_blocks)
     if b.panels is not None:
@@ -157,7 +184,7 @@ def _loops(nest: _Nest, b: Blocking) -> None:
     ends = [nest.fission(j, k), nest.fission(i, j)]
     order = [i, j]
     if b.strip is not None or b.slab is not None:
-        nest.fission(nest.blocks, i)
+        nest.behind = nest.fission(nest.blocks, i)
         order.insert(0, nest.blocks)
     if b.slab is not None:
         nest.fission(nest.panels, nest.blocks)
@@ -171,8 +198,19 @@ def _loops(nest: _Nest, b: Blocking) -> None:
     if nest.slabs is not None:
         order.insert(0, nest.slabs)
     draft.take("reorder", tuple(order))
-    if nest.slabs is not None and b.parts > 1:
-        draft.take("split_k", nest.acc, nest.slabs, b.parts)
+    return rest
+
+
+def _parts(nest: _Nest, parts: int) -> None:
+    """Let programs sum slabs in turn, each into an accumulator of its own."""
+    draft = nest.draft
+    loops = set(draft.loop_names())
+    draft.take("split_k", nest.acc, nest.slabs or "", parts)
+    block = draft.loop(nest.i).body
+    (nest.acc,) = {s.target for s in statements(block) if isinstance(s, Store)}
+    made = [n for n in draft.loop_names() if n not in loops and extent_of(draft.loop(n)) != 1]
+    inner = {x.axis.name for n in made for x in innermost_loops(draft.loop(n))}
+    nest.epilogue += tuple(n for n in made if n in inner)
 
 
 def _depth(nest: _Nest, b: Blocking) -> None:
@@ -201,6 +239,8 @@ def _operands(nest: _Nest, b: Blocking) -> None:
             _pack(nest, operand, own, width, where)
     for name in (nest.i, nest.j):
         nest.draft.attempt("unmask", name)
+    if nest.slabs is not None and b.parts > 1:
+        _parts(nest, b.parts)
     if nest.strips is not None or nest.slabs is not None:
         before = set(nest.draft.loop_names())
         nest.draft.take("stage_out", nest.acc, nest.blocks, "reg")
@@ -250,6 +290,17 @@ def _kinds(nest: _Nest, b: Blocking) -> None:
         draft.take("bind", name, "tile")
     if nest.steps is not None:
         draft.take("bind", nest.k, "unroll")
+    if b.left == "direct" and b.row_blocks is None:
+        _peel_blocks(nest)
     for name in (*nest.batch, *nest.grid):
         if not draft.attempt("bind", name, "grid"):
             break
+
+
+def _peel_blocks(nest: _Nest) -> None:
+    """Set the last block of rows apart where it is not whole, so that the others need no mask."""
+    for name in (nest.blocks, nest.behind):
+        blocks = constant_extent(nest.draft, name) if name is not None else None
+        masked = any(x.where for n in (nest.i, *nest.epilogue) for x in [nest.draft.loop(n)])
+        if name is not None and blocks is not None and blocks > 1 and masked:
+            nest.draft.take("split", name, blocks - 1, tail="peel")
