@@ -267,9 +267,9 @@ class Function:
 
     def _compiled(self, arrays: list[NDArray], dims: dict[str, int]) -> Ready:
         executable, free = self._executable(arrays, dims)
-        if not self._quick:
-            return _Plain(self, executable, free)
         for_shapes: Any = executable
+        if not self._quick or not hasattr(executable, "call_for"):
+            return _Plain(self, executable, free)  # another target; a graph called by parts
         call = for_shapes.call_for([a.shape for a in arrays], free)
         if self._records < RECORDS_KEPT:
             self._records += 1
