@@ -13,9 +13,9 @@ of the access in `walk(kernel)`, the dim, the index, the extent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kir.backends.llvm.affine import (
     coefficient,
@@ -50,8 +50,10 @@ from kir.ir import (
     Store,
     const,
     substitute,
+    transform,
     walk,
 )
+from kir.ops import op
 
 MAX_LANES = 64
 UNROLL_LIMIT = 32
@@ -397,7 +399,7 @@ class Code:
     def _tile(self, s: Loop) -> None:
         """A nest of tiles: with a test in front that all of it is inside, where that can be."""
         nest = [s]
-        while len(nest[-1].body) == 1 and _is_tile(nest[-1].body[0]) and not nest[-1].where:
+        while len(nest[-1].body) == 1 and _is_tile(nest[-1].body[0]):
             nest.append(nest[-1].body[0])  # type: ignore[arg-type]
         extents = [_extent(n) for n in nest]
         if None in extents:
@@ -406,26 +408,45 @@ class Code:
             self._outer_tiles(nest, 0)
             return
         lane = self._choose_lane(nest)
-        where = nest[-1].where
+        where = tuple(c for n in nest for c in n.where)
         box = {n.axis.name: e for n, e in zip(nest, extents, strict=True) if e is not None}
         corners = [worst_case(c, box) for e in where for c in conjuncts(e)]
+        bounds = self._padded_bounds(nest[-1].body, box)
+        corners += bounds
         tests = [c for c in corners if c is not None]
-        if not where or len(tests) != len(corners) or any(reads_memory(c) for c in tests):
+        if not corners or len(tests) != len(corners) or any(reads_memory(c) for c in tests):
             self._nest(nest, lane, where)
             return
+        inside = nest if not bounds else [*nest[:-1], _without_fills(nest[-1])]
         full = self.b.logical_and([self.access.value(c) for c in tests])
         if full is None or full.constant == 0:
-            self._nest(nest, lane, () if full is None else where)
+            self._nest(inside if full is None else nest, lane, () if full is None else where)
             return
         fast, slow, done = (self.b.fresh(x) for x in ("full", "partial", "tiled"))
         self.b.branch(full, fast, slow)
         self.b.label(fast)
-        self._nest(nest, lane, ())
+        self._nest(inside, lane, ())
         self.b.jump(done)
         self.b.label(slow)
         self._nest(nest, lane, where)
         self.b.jump(done)
         self.b.label(done)
+
+    def _padded_bounds(self, body: Sequence[Stmt], box: Mapping[str, int]) -> list[Expr | None]:
+        """Of a copy that fills what is out of bounds: the tests at the corners of the tile for all
+        of it to be inside. Empty for other bodies, and where only reading can tell."""
+        copy = body[0] if len(body) == 1 else None
+        if not isinstance(copy, Store) or copy.op is not None or self.owner.places is not None:
+            return []
+        reads = [n for n in walk(copy.value) if isinstance(n, Read) and n.fill is not None]
+        if len(reads) != 1:
+            return []
+        shape = self.scope.tensors[reads[0].tensor].shape
+        tests: list[Expr | None] = []
+        for index, extent in zip(reads[0].indices, shape, strict=True):
+            for c in (op("ge", index, const(0)), op("lt", index, extent)):
+                tests.append(worst_case(c, box))
+        return [] if None in tests else tests
 
     def _outer_tiles(self, nest: list[Loop], at: int) -> None:
         """Tiles around other tiles: loops, unrolled where small."""
@@ -471,6 +492,8 @@ class Code:
         copies, unrolled = 1, 0
         for s in reversed(outer):
             if copies * max(1, _extent(s) or 0) > UNROLL_LIMIT or lane is None:
+                break
+            if where and _assigns(nest[-1].body):  # a rare part, with no accumulators to unroll for
                 break
             copies *= max(1, _extent(s) or 0)
             unrolled += 1
@@ -550,8 +573,22 @@ def _extent(s: Loop) -> int | None:
     return int(s.axis.extent.value) if isinstance(s.axis.extent, Const) else None
 
 
+def _without_fills(s: Loop) -> Loop:
+    """The loop over a copy, all of whose reads are in bounds."""
+
+    def visit(n: Node) -> Node | None:
+        return replace(n, fill=None) if isinstance(n, Read) and n.fill is not None else None
+
+    return transform(s, visit)
+
+
 def _is_tile(node: Node) -> bool:
     return isinstance(node, Loop) and node.kind == "tile"
+
+
+def _assigns(body: Sequence[Stmt]) -> bool:
+    """Whether a block only assigns elements."""
+    return all(isinstance(s, Store) and s.op is None for s in body)
 
 
 def _extent_mentions(s: Stmt, name: str) -> bool:
