@@ -28,7 +28,7 @@ lint: .venv/ready
 # rewrite the expected outputs after a change that is meant
 goldens: .venv/ready
 	$(BIN)/python -m pytest tests/test_errors.py tests/test_rewrite_cases.py tests/test_docs.py \
-		tests/test_replay.py --update-goldens
+		tests/test_replay.py tests/test_syntax_tables.py --update-goldens
 
 # plant known bugs in copies of the tree, one at a time
 planted-bugs: .venv/ready

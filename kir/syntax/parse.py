@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lark import Lark, Token, Tree
+from lark import Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
 from kir.errors import FileError, KirError, LimitError, ParseError, Source, UsageError
 from kir.ir import Kernel, Module, Span, Step
 from kir.syntax.module import elaborate_module, elaborate_steps
+from kir.syntax.tables import parser
 
 MAX_BYTES = 1 << 20
 """A kernel file is some kilobytes; a megabyte is somebody's mistake or attack."""
@@ -35,19 +34,6 @@ _TERMINALS = {
     "SIGN": "`+`",
     "MULTIPLY": "`*`",
 }
-
-
-@lru_cache(maxsize=4)
-def _parser(start: str) -> Lark:
-    grammar = files("kir.syntax").joinpath("grammar.lark").read_text(encoding="utf-8")
-    return Lark(
-        grammar,
-        start=start,
-        parser="lalr",
-        lexer="contextual",
-        propagate_positions=True,
-        maybe_placeholders=False,
-    )
 
 
 def load(path: str | Path) -> Source:
@@ -97,7 +83,7 @@ def parse_steps(text: str, name: str = "<steps>") -> tuple[Step, ...]:
 def _tree(source: Source, start: str) -> Tree[Any]:
     _check_limits(source)
     try:
-        tree = _parser(start).parse(source.text)
+        tree = parser(start).parse(source.text)
     except UnexpectedInput as error:
         raise _syntax_error(error, source) from None
     _check_depth(tree, source)
@@ -184,7 +170,7 @@ def _unclosed(text: str) -> str | None:
 
 
 def _expected(allowed: set[str]) -> str | None:
-    grammar = {t.name: t.pattern.value for t in _parser("module").terminals}
+    grammar = {t.name: t.pattern.value for t in parser("module").terminals}
     words = set()
     for name in allowed:
         text = grammar.get(name, name)
