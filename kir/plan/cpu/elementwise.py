@@ -1,17 +1,30 @@
 """Elementwise nests: a grid over the outer axes and chunks of the contiguous one, which is cut into
-tiles of lanes."""
+tiles of lanes. Where an operand is contiguous along another axis (a transposition), square tiles
+of both axes, which whole lines of the cache fill, in blocks that the second cache holds."""
 
 from __future__ import annotations
 
+from kir.ir import Read, Store, Var, walk
 from kir.plan.common import Draft, constant_extent, contiguous_score
 from kir.plan.cpu.loops import spread, tile
+from kir.rewrites.base import var_names
+from kir.simplify import linear
 
 CHUNK = 1 << 14
 """Elements of the contiguous axis that one iteration of an elementwise grid takes."""
+GRAIN = 1 << 12
+"""Elements that such an iteration takes at least: finding its indices takes divisions."""
+LINE = 64
+"""Bytes of a line of the cache."""
+TILES = (16, 4)
+"""Square tiles of a transposition's block along the axis that is contiguous in the output, and the
+other one. The pages that a block touches stay in the first translation table and the next."""
 
 
 def elementwise(draft: Draft, prefix: list[str], width: int) -> None:
     """Chunks of the contiguous axis form the grid, with the other axes."""
+    if _transposed(draft, prefix):
+        return
     best = max(prefix, key=lambda n: (contiguous_score(draft.loop(n)), prefix.index(n)))
     order = [n for n in prefix if n != best] + [best]
     if order != prefix and not draft.attempt("reorder", tuple(order)):
@@ -25,4 +38,84 @@ def elementwise(draft: Draft, prefix: list[str], width: int) -> None:
         before = set(draft.loop_names())
         if draft.attempt("split", *blocks, CHUNK // width):
             outer = [*outer, *(set(draft.loop_names()) - before)]
-    spread(draft, outer)
+    spread(draft, coarse(draft, outer, extent, GRAIN))
+
+
+def coarse(draft: Draft, outer: list[str], inside: int | None, grain: int) -> list[str]:
+    """The outer loops that a grid should have, where one iteration of them all is `inside` units
+    of work: inner ones stay loops, or are cut, until an iteration has about `grain` units."""
+    outer = list(outer)
+    while outer and inside is not None and 2 * inside <= grain:
+        extent = constant_extent(draft, outer[-1])
+        if extent is None:
+            break
+        if inside * extent > grain or len(outer) == 1:
+            before = set(draft.loop_names())
+            if extent > grain // inside and draft.attempt("split", outer[-1], grain // inside):
+                (made,) = set(draft.loop_names()) - before
+                outer[-1] = made
+            break
+        inside *= max(1, extent)
+        outer.pop()
+    return outer
+
+
+def _transposed(draft: Draft, prefix: list[str]) -> bool:
+    """Square tiles of the axes along which the output and an operand are contiguous."""
+    found = _axes(draft, prefix)
+    if found is None:
+        return False
+    trial, (along, across), side = draft.fork(), found[0], found[1]
+    others = [n for n in prefix if n not in (along, across)]
+    made: dict[str, list[str]] = {}
+    for axis, tiles in zip((along, across), TILES, strict=True):
+        made[axis] = []
+        for factor in (side, tiles):
+            name = made[axis][-1] if made[axis] else axis
+            before = set(trial.loop_names())
+            if not trial.attempt("split", name, factor):
+                return False
+            made[axis] += set(trial.loop_names()) - before
+    (along_o, along_oo), (across_o, across_oo) = made[along], made[across]
+    grid = [*others, along_oo, across_oo]
+    if not trial.attempt("reorder", (*grid, along_o, across_o, across, along)):
+        return False
+    if not all(trial.attempt("bind", n, "tile") for n in (across, along)):
+        return False
+    bound = [n for n in grid if trial.attempt("bind", n, "grid")]
+    if not bound:
+        return False
+    draft.adopt(trial)
+    return True
+
+
+def _axes(draft: Draft, prefix: list[str]) -> tuple[tuple[str, str], int] | None:
+    """The axis along which all stores are contiguous, one along which a read is that strides
+    along the first; and how many elements of the narrowest tensor fill a line."""
+    nodes = list(walk(draft.loop(prefix[0])))
+    stores = [n for n in nodes if isinstance(n, Store)]
+    along = {_last(n) for n in stores}
+    reads = [n for n in nodes if isinstance(n, Read) and n.indices]
+    if len(along) != 1 or None in along or any(s.op is not None for s in stores):
+        return None
+    (axis,) = along
+    across = {
+        _last(n) for n in reads
+        if any(axis in var_names(i) for i in n.indices[:-1]) and _last(n) != axis
+    } - {None}  # fmt: skip
+    if len(across) != 1 or axis not in prefix or not across <= set(prefix):
+        return None
+    assert axis is not None
+    (other,) = across
+    assert other is not None
+    bits = min(n.dtype.bits for n in reads)
+    return (axis, other), max(8, min(16, LINE * 8 // bits))
+
+
+def _last(n: Read | Store) -> str | None:
+    """The index that walks the last dim by ones and does nothing else there."""
+    if not n.indices:
+        return None
+    form = linear(n.indices[-1])
+    names = [t.name for t, c in form.terms.items() if isinstance(t, Var) and c == 1]
+    return names[0] if len(names) == 1 and len(form.terms) == 1 else None
