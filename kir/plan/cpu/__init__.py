@@ -23,8 +23,9 @@ from kir.plan.cpu.contractions import contraction
 from kir.plan.cpu.convolutions import convolution, ungroup
 from kir.plan.cpu.elementwise import elementwise
 from kir.plan.cpu.loops import REGISTERS, spread
+from kir.plan.cpu.recurrences import outline_inputs, recurrences
 from kir.plan.cpu.rows import fetch_ahead, inner_loops
-from kir.plan.cpu.windows import lanes_outside, windows
+from kir.plan.cpu.windows import lanes_around, lanes_outside, windows
 
 __all__ = ["Chip", "plan"]
 
@@ -40,10 +41,12 @@ def plan(kernel: Kernel, chip: Chip = Chip()) -> tuple[Step, ...]:  # noqa: B008
         return tuple(draft.steps)
     if any(isinstance(n, Define | Reduce) for n in walk(kernel)):
         inline_pointwise(draft)
+        inputs = outline_inputs(draft)
         draft.take("loops")
+        recurrences(draft, inputs, chip)
     fuse_nests(draft)
     contract_temporaries(draft, row_space="local")
-    for name in [loop.axis.name for loop in nests(draft.kernel)]:
+    for name in [loop.axis.name for loop in nests(draft.kernel) if loop.kind == "for"]:
         _schedule(draft, name, chip)
     draft.attempt("contract_fma")
     return tuple(draft.steps)
@@ -60,8 +63,10 @@ def _schedule(draft: Draft, name: str, chip: Chip) -> None:
         inner_loops(draft, nest, lanes)
     elif not any(isinstance(s, Loop | If) for s in draft.loop(prefix[-1]).body):
         elementwise(draft, prefix, lanes * REGISTERS)
+    elif windows(draft, nest, chip):
+        return
     elif lanes_outside(draft, prefix[-1]):
-        windows(draft, prefix, lanes * 2)
+        lanes_around(draft, prefix, lanes * 2)
     else:
         inner_loops(draft, draft.loop(prefix[-1]), lanes)
         spread(draft, prefix)
