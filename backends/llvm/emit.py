@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from kir.backends.llvm import scratch
 from kir.backends.llvm.affine import (
     coefficient,
     conjuncts,
@@ -136,6 +137,8 @@ class KernelEmitter:
         code.block(self.kernel.body)
         head = f"define {self.linkage}i32 @{self.symbol}({', '.join(arguments)})"
         b.define(head, "nounwind", "ret i32 0")
+        if not self.linkage:
+            scratch.finish(self.module)
         return Emitted(self.module.text(), self.symbol, self.regions)
 
 
@@ -156,17 +159,16 @@ class Code:
 
     def block(self, body: Sequence[Stmt]) -> None:
         """Statements in order; buffers made here leave the scope, and memory, at the end."""
-        before, freed = dict(self.scope.tensors), []
+        before, releases = dict(self.scope.tensors), list[str]()
         for s in body:
-            pointer = self.statement(s)
-            if pointer is not None:
-                freed.append(pointer)
-        for pointer in reversed(freed):
-            self._free(pointer)
+            release = self.statement(s)
+            if release is not None:
+                releases.append(release)
+        self.b.lines += reversed(releases)
         self.scope.tensors.clear()
         self.scope.tensors.update(before)
 
-    def statement(self, s: Stmt) -> V | None:
+    def statement(self, s: Stmt) -> str | None:
         try:
             if isinstance(s, Buffer):
                 return self._buffer(s)
@@ -251,8 +253,8 @@ class Code:
 
     # --- buffers
 
-    def _buffer(self, s: Buffer) -> V | None:
-        """Declare and initialise; gives the heap pointer to free at the block's end, if any."""
+    def _buffer(self, s: Buffer) -> str | None:
+        """Declare and initialise; gives what frees its memory at the block's end, if anything."""
         lane = self.scope.lane
         lanes = lane.count if lane is not None else 0
         freed = None
@@ -272,41 +274,30 @@ class Code:
             self._initialise(s, tensor, count, max(1, lanes))
         return freed
 
-    def _scratch(self, s: Buffer, lanes: int) -> tuple[V, V | None]:
+    def _scratch(self, s: Buffer, lanes: int) -> tuple[V, str | None]:
         """Memory of run-time size: made at the function's entry where its size is known there."""
         size = [const(s.type.bytes * lanes), *s.shape]
         hoisted = all(name in self.fixed for e in s.shape for name in names(e)) and not any(
             reads_memory(e) for e in s.shape
         )
         if not hoisted:
-            pointer = self._allocate(self.access.uniform(product(size)))
-            return pointer, pointer
+            pointer, release = self._allocate(self.access.uniform(product(size)))
+            return pointer, release
         with self.b.in_prologue():
-            pointer = self._allocate(self.access.uniform(product(size)))
-        self._release(pointer, self.b.epilogue)
+            pointer, release = self._allocate(self.access.uniform(product(size)))
+        self.b.epilogue.append(release)
         return pointer, None
 
-    def _allocate(self, size: V) -> V:
+    def _allocate(self, size: V) -> tuple[V, str]:
+        """A block, and the instruction that gives it back."""
         b = self.b
         if self.machine.local == "arena":
-            return b.call("kir_local_alloc", "ptr", 0, size, attributes="nounwind")
-        extra = integer(PADDING * 8 + 63)
-        rounded = b.op("and", b.op("add", size, extra), integer(-64))
-        inner = "kir.allocate"
-        if inner not in b.module.made:
-            b.module.made.add(inner)
-            b.module.declare("aligned_alloc", "noalias ptr", ["i64", "i64"], "nounwind")
-            b.module.declare("abort", "void", [], "noreturn nounwind")
-            b.module.functions.append(ALLOCATE)
-        return b.emit(f"call noalias ptr @{inner}(i64 {rounded.ref})", "ptr")
-
-    def _free(self, pointer: V) -> None:
-        self._release(pointer, self.b.lines)
-
-    def _release(self, pointer: V, lines: list[str]) -> None:
-        name = "kir_local_free" if self.machine.local == "arena" else "free"
-        self.b.module.declare(name, "void", ["ptr"], "nounwind")
-        lines.append(f"  call void @{name}({pointer})")
+            pointer = b.call("kir_local_alloc", "ptr", 0, size, attributes="nounwind")
+            b.module.declare("kir_local_free", "void", ["ptr"], "nounwind")
+            return pointer, f"  call void @kir_local_free({pointer})"
+        padded = b.op("add", size, integer(PADDING * 8))
+        slot, pointer = scratch.take(b, padded, self.machine.grid == "gomp")
+        return pointer, scratch.give(slot, pointer)
 
     def _initialise(self, s: Buffer, t: Tensor, count: int | None, lanes: int) -> None:
         assert s.init is not None
@@ -554,19 +545,6 @@ class Code:
             self.block(body)
         scope.lane = None
         del scope.extents[name], scope.factors[name]
-
-
-ALLOCATE = """define internal noalias ptr @kir.allocate(i64 %size) nounwind {
-  %block = call noalias ptr @aligned_alloc(i64 64, i64 %size)
-  %none = icmp eq ptr %block, null
-  br i1 %none, label %failed, label %good
-failed:
-  call void @abort()
-  unreachable
-good:
-  ret ptr %block
-}
-"""
 
 
 def _extent(s: Loop) -> int | None:
