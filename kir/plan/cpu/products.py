@@ -274,7 +274,7 @@ def _arrange(nest: _Nest, made: str, operand: Operand, lane: int, where: Packing
         draft.take("bind", element, "tile")
     else:
         wide, chunks = panel, nest.split(depth, DEEP)
-        draft.take("reorder", (panel, chunks, element, depth))
+        draft.take("reorder", (panel, chunks, depth, element))
         draft.take("bind", element, "tile")
         draft.take("bind", depth, "tile")
     if where == "shared":
