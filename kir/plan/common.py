@@ -211,7 +211,7 @@ def fuse_nests(draft: Draft, *, contractions: bool = False, inner: bool = True) 
 
 
 def _fuse_one(draft: Draft, body: Block, contractions: bool, inner: bool) -> bool:
-    loops = [s for s in body if isinstance(s, Loop)]
+    loops = [s for s in body if isinstance(s, Loop) and s.kind != "grid"]
     for a, b in pairwise(loops):
         if simplify(a.axis.extent) != simplify(b.axis.extent) or a.kind != b.kind:
             continue

@@ -19,8 +19,9 @@ from kir.plan.common import (
 )
 from kir.plan.cpu.attention import attention
 from kir.plan.cpu.chip import Chip
+from kir.plan.cpu.columns import columns
 from kir.plan.cpu.contractions import contraction
-from kir.plan.cpu.convolutions import convolution, ungroup
+from kir.plan.cpu.convolutions import convolution, phases, ungroup
 from kir.plan.cpu.elementwise import elementwise
 from kir.plan.cpu.loops import REGISTERS, spread
 from kir.plan.cpu.recurrences import outline_inputs, recurrences
@@ -47,7 +48,8 @@ def plan(kernel: Kernel, chip: Chip = Chip()) -> tuple[Step, ...]:  # noqa: B008
     fuse_nests(draft)
     contract_temporaries(draft, row_space="local")
     for name in [loop.axis.name for loop in nests(draft.kernel) if loop.kind == "for"]:
-        _schedule(draft, name, chip)
+        for part in phases(draft, name):
+            _schedule(draft, part, chip)
     draft.attempt("contract_fma")
     return tuple(draft.steps)
 
@@ -63,7 +65,7 @@ def _schedule(draft: Draft, name: str, chip: Chip) -> None:
         inner_loops(draft, nest, lanes)
     elif not any(isinstance(s, Loop | If) for s in draft.loop(prefix[-1]).body):
         elementwise(draft, prefix, lanes * REGISTERS)
-    elif windows(draft, nest, chip):
+    elif columns(draft, prefix, chip) or windows(draft, nest, chip):
         return
     elif lanes_outside(draft, prefix[-1]):
         lanes_around(draft, prefix, lanes * 2)
