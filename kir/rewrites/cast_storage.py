@@ -29,8 +29,9 @@ class CastStorage(Rewrite):
         for k: 64 { t[k] = f32(b[k, j]) }
         for i: M { for l: 64 { c[i, j] += f32(a[i, l]) * t[l] } }
 
-    Every bit stays: a conversion of equal values gives equal values. Refused where a read stands
-    under no such conversion, and where the buffer is updated.
+    Every bit stays: a conversion of equal values gives equal values. An integer type that has all
+    values of the old one may also stand between: `i32(t[i])` of an i8 is the same of an i16. Refused
+    where a read stands under no such conversion, and where the buffer is updated.
     """
 
     name: ClassVar[str] = "cast_storage"
@@ -46,7 +47,7 @@ class CastStorage(Rewrite):
         for s in statements(kernel.body):
             if isinstance(s, Store) and s.target == self.buffer and s.op is not None:
                 refuse(kernel, f"`{self.buffer}` is updated here, in {old.type}", node=s)
-        bare = _bare_read(kernel, self.buffer, dtype)
+        bare = _bare_read(kernel, old, dtype)
         if bare is not None:
             refuse(kernel, f"this reads `{self.buffer}` otherwise than as {dtype}", node=bare)
 
@@ -55,7 +56,10 @@ class CastStorage(Rewrite):
                 case Cast(Read(tensor, _, _, fill) as read, to) if tensor == self.buffer:
                     held = None if fill is None else Cast(visited(fill), to)
                     at = tuple(visited(i) for i in read.indices)
-                    return replace(read, indices=at, type=to, fill=held)
+                    if to != dtype and held is not None:
+                        held = Cast(held.value, dtype)
+                    made_read = replace(read, indices=at, type=dtype, fill=held)
+                    return made_read if to == dtype else replace(n, value=made_read)
                 case Store(target, _, value) if target == self.buffer:
                     made = rebuild(n, visit)
                     assert isinstance(made, Store)
@@ -87,19 +91,30 @@ class CastStorage(Rewrite):
                 yield Move(cls.name, (("buffer", tensor), ("dtype", dtype)))
 
 
-def _bare_read(kernel: Kernel, buffer: str, dtype: DType) -> Read | None:
-    """A read of the buffer that is not the operand of a conversion to `dtype`."""
+def _bare_read(kernel: Kernel, buffer: Buffer, dtype: DType) -> Read | None:
+    """A read of the buffer that is not the operand of a conversion to `dtype`, nor, where `dtype`
+    has all values of the buffer's, to another integer type."""
+    between = buffer.type.is_integer and dtype.is_integer and _has_all(dtype, buffer.type)
     good = {
         id(n.value)
         for s in kernel.body
         for n in walk(s)
-        if isinstance(n, Cast) and n.type == dtype and isinstance(n.value, Read)
+        if isinstance(n, Cast)
+        and isinstance(n.value, Read)
+        and (n.type == dtype or (between and n.type.is_integer))
     }
     for s in kernel.body:
         for n in walk(s):
-            if isinstance(n, Read) and n.tensor == buffer and id(n) not in good:
+            if isinstance(n, Read) and n.tensor == buffer.name and id(n) not in good:
                 return n
     return None
+
+
+def _has_all(wide: DType, narrow: DType) -> bool:
+    """Whether an integer type has every value of another one."""
+    if wide.kind == narrow.kind:
+        return wide.bits >= narrow.bits
+    return narrow.kind == "uint" and wide.bits > narrow.bits
 
 
 __all__ = ["CastStorage"]
