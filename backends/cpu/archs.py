@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -34,7 +35,11 @@ NAMED = {
     "x86-64-v3": Arch(X86, "x86-64-v3", "", 256, ("avx2", "fma", "f16c", "bmi2")),
     "x86-64-v4": Arch(X86, "x86-64-v4", "", 512, ("avx512f", "avx512vl", "avx512bw", "avx512dq")),
     "sapphirerapids": Arch(
-        X86, "sapphirerapids", "", 512, ("avx512f", "avx512bf16", "avx512vnni", "amx-tile")
+        X86,
+        "sapphirerapids",
+        "",
+        512,
+        ("avx512f", "avx512bw", "avx512bf16", "avx512vnni", "amx-tile"),
     ),
     "aarch64": Arch(ARM, "generic", "+v8.2a,+fullfp16", 128, ("neon", "fullfp16")),
     "neoverse-v1": Arch(ARM, "neoverse-v1", "", 128, ("neon", "fullfp16", "bf16", "i8mm", "sve")),
@@ -56,7 +61,9 @@ def machine_of(arch: str, parallel: bool = True) -> Machine:
         known = NAMED[arch]
         made = Machine(known.triple, known.cpu, known.features, known.vector_bits,
                        half=True, fma=True, grid=grid)  # fmt: skip
-        return made if known.triple == ARM else replace(made, **STREAMS)
+        if known.triple == ARM:
+            return made
+        return replace(made, **STREAMS, dots=_dots(known.vector_bits, known.needed))
     if arch != "native":
         raise UnsupportedError(f"cpu has no arch `{arch}`", hint="it has: " + ", ".join(ARCHS))
     triple, cpu, features = llvm_host()
@@ -65,9 +72,17 @@ def machine_of(arch: str, parallel: bool = True) -> Machine:
         bits = 512 if "avx512f" in have else 256 if "avx2" in have else 128
         made = Machine(triple, cpu, features, bits, half="f16c" in have, fma="fma" in have,
                        grid=grid)  # fmt: skip
-        return replace(made, **STREAMS)
+        return replace(made, **STREAMS, dots=_dots(bits, have))
     arm = triple.startswith("aarch64")
     return Machine(triple, cpu, features, 128, half=arm, fma=arm, grid=grid)
+
+
+def _dots(bits: int, have: Collection[str]) -> tuple[str, ...]:
+    """Of which types an x86 chip adds groups of products in one instruction."""
+    if bits == 256:
+        return ("i16",)
+    wanted = {"avx512bw": "i16", "avx512vnni": "u8i8", "avx512bf16": "bf16"}
+    return tuple(kind for feature, kind in wanted.items() if bits == 512 and feature in have)
 
 
 @lru_cache(maxsize=16)

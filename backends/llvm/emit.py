@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from kir.backends.llvm import scratch
+from kir.backends.llvm import dots, scratch
 from kir.backends.llvm.affine import (
     coefficient,
     conjuncts,
@@ -397,6 +397,8 @@ class Code:
             raise UnsupportedError("a `tile` needs a constant extent", node=s)
         if any(_is_tile(n) for x in nest[-1].body for n in walk(x)) or self.scope.lane is not None:
             self._outer_tiles(nest, 0)
+            return
+        if dots.write(self, nest):
             return
         lane = self._choose_lane(nest)
         where = tuple(c for n in nest for c in n.where)

@@ -26,6 +26,8 @@ class Machine:
 
     Stores under `hint(stream = 1)` bypass the cache where the kernel's outputs exceed
     `stream_bytes` (0: never) and `stream_fence`, an intrinsic's name, orders them at the end.
+
+    `dots` are the types of which it adds groups of products in one instruction (see `dots`).
     """
 
     triple: str
@@ -40,3 +42,4 @@ class Machine:
     stack_bytes: int = 1 << 16
     stream_bytes: int = 0
     stream_fence: str = ""
+    dots: tuple[str, ...] = ()
