@@ -26,6 +26,7 @@ from kir.plan.cpu.elementwise import elementwise
 from kir.plan.cpu.loops import REGISTERS, spread
 from kir.plan.cpu.recurrences import outline_inputs, recurrences
 from kir.plan.cpu.rows import fetch_ahead, inner_loops
+from kir.plan.cpu.vectors import matrix_vector
 from kir.plan.cpu.windows import lanes_around, lanes_outside, windows
 
 __all__ = ["Chip", "plan"]
@@ -59,6 +60,8 @@ def _schedule(draft: Draft, name: str, chip: Chip) -> None:
     nest, lanes = draft.loop(name), chip.lanes
     found = contraction_in(nest)
     if found is not None and (convolution(draft, found, chip) or contraction(draft, found, chip)):
+        return
+    if matrix_vector(draft, nest, chip):
         return
     prefix = [x.axis.name for x in parallel_prefix(nest)]
     if not prefix:
