@@ -398,6 +398,26 @@ class Accesses:
     # --- stores
 
     def store(self, s: Store) -> None:
+        with self.b.when(self._some_lane_counts(s)):
+            self._store_all(s)
+
+    def _some_lane_counts(self, s: Store) -> V | None:
+        """For `t min= select(c, index, the greatest integer)`, whether c holds in any lane: mostly
+        it does not, where the index of an extremum is sought. None for other stores."""
+        lane, mask = self.scope.lane, self.scope.mask
+        if lane is None or s.op not in ("min", "max") or not isinstance(s.value, Op):
+            return None
+        if s.value.name != "select" or not s.value.type.is_integer:
+            return None
+        condition, _, other = s.value.args
+        if other != identity(s.op, s.value.type):
+            return None
+        holds = self.value(condition)
+        if not holds.lanes:
+            return None
+        return self.b.any(holds if mask is None else self.b.op("and", holds, mask))
+
+    def _store_all(self, s: Store) -> None:
         t = self.scope.tensors[s.target]
         value = self.value(s.value)
         if self._is_checked(s):
