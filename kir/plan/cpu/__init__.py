@@ -27,6 +27,7 @@ from kir.plan.cpu.loops import REGISTERS, spread
 from kir.plan.cpu.recurrences import outline_inputs, recurrences
 from kir.plan.cpu.rows import fetch_ahead, inner_loops
 from kir.plan.cpu.vectors import matrix_vector
+from kir.plan.cpu.scans import scans
 from kir.plan.cpu.windows import lanes_around, lanes_outside, windows
 
 __all__ = ["Chip", "plan"]
@@ -46,6 +47,7 @@ def plan(kernel: Kernel, chip: Chip = Chip()) -> tuple[Step, ...]:  # noqa: B008
         inputs = outline_inputs(draft)
         draft.take("loops")
         recurrences(draft, inputs, chip)
+        scans(draft, chip)
     fuse_nests(draft)
     contract_temporaries(draft, row_space="local")
     for name in [loop.axis.name for loop in nests(draft.kernel) if loop.kind == "for"]:

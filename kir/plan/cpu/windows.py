@@ -139,8 +139,16 @@ def cycles(block: Block, rows: int, lines: int, columns: int, chip: Chip) -> flo
 class WindowPlan:
     """The steps for one nest over windows, on a draft of its own."""
 
-    def __init__(self, draft: Draft, seen: Windows, accumulates: DType, chip: Chip) -> None:
+    def __init__(
+        self,
+        draft: Draft,
+        seen: Windows,
+        accumulates: DType,
+        chip: Chip,
+        weights: Read | None = None,
+    ) -> None:
         self.draft, self.seen, self.chip, self.accumulates = draft, seen, chip, accumulates
+        self.weights = weights
         rows, lines, columns = map(seen.size, (seen.channel, seen.line, seen.column))
         self.block = min(blocks(chip), key=lambda b: cycles(b, rows, lines, columns, chip))
 
@@ -166,6 +174,8 @@ class WindowPlan:
             kinds += made
         if s.overlap or s.channel:
             self.stage(grid[-1] if grid else tiles[0])
+        if self.weights is not None and grid:
+            self.pack(self.weights, grid[-1])
         for names, _ in nests:
             for name in names:
                 d.attempt("unmask", name)
@@ -242,6 +252,14 @@ class WindowPlan:
         if width is not None and width > COPIED:
             self.cut(made[-1], COPIED)
         d.attempt("bind", made[-1], "tile")
+
+    def pack(self, weights: Read, loop: str) -> None:
+        """Copy the weights into panels of channels, where a channel's do not lie together."""
+        s, axes = self.seen, [free_vars(i) for i in weights.indices]
+        channel = next((d for d, mine in enumerate(axes) if s.channel in mine), 0)
+        if any(a in mine for mine in axes[:channel] for a in s.reduction):
+            panels = (channel, self.block.rows)
+            self.draft.attempt("stage", weights.tensor, loop, "local", pack=panels)
 
 
 def windows(draft: Draft, nest: Loop, chip: Chip) -> bool:
