@@ -88,7 +88,7 @@ def blocking(p: Product, chip: Chip) -> Blocking:
     if alone or (m * k * size <= chip.l2 // 2 and shape.panels >= 2 * chip.cores):
         return _by_columns(p, chip, shape, alone)
     if k >= DEEP and m * n * size <= chip.l1 and p.batch == 1:
-        part = _even(k, _down(chip.l2 // 2 // ((m + n) * size), strip), strip)
+        part = _down(min(chip.l2 // 2 // ((m + n) * size), k // chip.cores), strip)
         return Blocking(mr, nr, None, None, part, shape.strip, unroll, "block", "block",
                         parts=chip.cores)  # fmt: skip
     return _by_rows(p, chip, shape, strip)
