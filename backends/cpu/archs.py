@@ -91,10 +91,11 @@ def chip_of(arch: str) -> Chip:
     bits = machine_of(arch).vector_bits
     registers = 32 if bits == 512 or machine_of(arch).triple.startswith("aarch64") else 16
     if arch != "native":
-        return Chip(vector_bits=bits, registers=registers)
-    return replace(
-        Chip(vector_bits=bits, registers=registers, cores=host.cores()), **dict(host.caches())
-    )
+        return Chip(vector_bits=bits, registers=registers, dots=machine_of(arch).dots)
+    here = Chip(vector_bits=bits, registers=registers, cores=host.cores(),
+                dots=machine_of(arch).dots)  # fmt: skip
+    found: dict[str, Any] = dict(host.caches())
+    return replace(here, **found)
 
 
 def require_host(arch: str) -> None:

@@ -10,7 +10,8 @@ class Chip:
     """One core's vector unit and caches, and how many cores share the last cache.
 
     `vector_bits` is the width of a vector register, of which there are `registers`; cache sizes
-    are in bytes: `l1` and `l2` of a core, `l3` shared by `cores`.
+    are in bytes: `l1` and `l2` of a core, `l3` shared by `cores`. `dots` are the types of which it
+    adds groups of products in one instruction (see `kir.plan.cpu.pairs`).
     """
 
     vector_bits: int = 256
@@ -19,6 +20,7 @@ class Chip:
     l2: int = 512 << 10
     l3: int = 16 << 20
     cores: int = 2
+    dots: tuple[str, ...] = ()
 
     @property
     def lanes(self) -> int:

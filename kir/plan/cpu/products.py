@@ -15,7 +15,7 @@ Packed operands are filled up with zeros, so that a register block is always who
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kir.dtypes import DType
 from kir.errors import RewriteError
@@ -29,6 +29,7 @@ from kir.plan.common import (
 )
 from kir.plan.cpu.chip import Chip
 from kir.plan.cpu.model import Blocking, Packing, Product, blocking
+from kir.plan.cpu.pairs import fits_pairs, pair
 from kir.rewrites.base import buffers_of, extent_of, statements, var_names
 from kir.simplify import linear
 
@@ -76,6 +77,8 @@ class _Nest:
     steps: str | None = None
     epilogue: tuple[str, ...] = ()
     """Loops over rows and columns of a register block, behind the sums."""
+    pairs: bool = False
+    """Whether operands are packed as i16, to be multiplied and added in pairs."""
 
     @property
     def grid(self) -> list[str]:
@@ -116,10 +119,15 @@ def product(draft: Draft, found: Contraction, chip: Chip) -> bool:
         return False
     b = blocking(_shape(draft, found, left, right, (i, j, k)), chip)
     batch = tuple(a for a in found.parallel if a not in (i, j))
-    nest = _Nest(draft.fork(), found.acc, left, right, i, j, k, batch)
+    pairs = "direct" not in (b.left, b.right) and fits_pairs(
+        draft, chip, k, (left.tensor, right.tensor), b.unroll
+    )
+    nest = _Nest(draft.fork(), found.acc, left, right, i, j, k, batch, pairs=pairs)
     try:
         rest = _loops(nest, b)
         _operands(nest, b)
+        if pairs and not pair(nest.draft, (i, j, k)):
+            return product(draft, found, replace(chip, dots=()))
         _kinds(nest, b)
     except RewriteError:
         return False
@@ -260,7 +268,7 @@ def _pack(nest: _Nest, operand: Operand, own: str, width: int, where: Packing) -
     if where == "shared":
         draft.take("lift", made)
     if operand.converts:
-        draft.take("cast_storage", made, operand.type.name)
+        draft.take("cast_storage", made, "i16" if nest.pairs else operand.type.name)
     _arrange(nest, made, operand, lane, where)
 
 
@@ -288,7 +296,7 @@ def _kinds(nest: _Nest, b: Blocking) -> None:
     draft = nest.draft
     for name in (nest.i, nest.j, *nest.epilogue):
         draft.take("bind", name, "tile")
-    if nest.steps is not None:
+    if nest.steps is not None and not nest.pairs:
         draft.take("bind", nest.k, "unroll")
     if b.left == "direct" and b.row_blocks is None:
         _peel_blocks(nest)
