@@ -8,11 +8,16 @@ they are: each channel's are contiguous along the reduction.
 
 from __future__ import annotations
 
+from math import prod
+
 from kir.ir import Const, Expr, Loop, Op, Read, Var, walk
 from kir.plan.common import Contraction, Draft, chain, nests, parallel_prefix
 from kir.plan.cpu.chip import Chip
 from kir.plan.cpu.windows import WindowPlan, Windows, windows_of
 from kir.rewrites.base import free_vars, loops_of
+
+MOST_PHASES = 4
+"""Nests that one may be parted into; of more, it is hard to see that they write all outputs."""
 
 
 def convolution(draft: Draft, found: Contraction, chip: Chip) -> bool:
@@ -83,7 +88,9 @@ def phases(draft: Draft, name: str) -> list[str]:
     parallel = [x.axis.name for x in parallel_prefix(draft.loop(name))]
     outer = [a for a in parted if a in parallel]
     inner = [a for a in parted if a not in parallel]
-    if not outer or not inner or not all(trial.attempt("split", a, c) for a, c in parted.items()):
+    if not outer or not inner or prod(parted[a] for a in outer) > MOST_PHASES:
+        return [name]
+    if not all(trial.attempt("split", a, c) for a, c in parted.items()):
         return [name]
     prefix = parallel_prefix(trial.loop(*mine()))
     (reduction,) = [s for s in prefix[-1].body if isinstance(s, Loop)]
