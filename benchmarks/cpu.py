@@ -12,13 +12,15 @@ inputs, with the same number of threads; docs/benchmarks.md says what is measure
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import math
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +28,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import machine
+import kir
+from benchmarks import machine, report
+from benchmarks.jax_peer import Jax
 from benchmarks.report import summary
+from benchmarks.roofline import roofline
 from benchmarks.suite import CASES, Case, quick
 from kir import peers
-from kir.backend import Executable
-from kir.backends.cpu import BACKEND, limits
-from kir.backends.cpu.executable import CpuExecutable
+from kir.backends.cpu import limits
 from kir.cli.common import write_output
 from kir.dtypes import DType
-from kir.errors import UsageError
-from kir.pipeline import compile as compile_kernel
+from kir.errors import KirError, UsageError, VerificationError
 from kir.specialise import output_shapes
 from kir.timing import interleaved
 
@@ -112,7 +114,7 @@ def error_of(got: Sequence[Array], want: Sequence[Array]) -> float:
 
 
 def check(case: Case, got: dict[str, Array], want: Sequence[Array], when: str) -> float:
-    """The error of KIR's outputs; SystemExit where it is too great."""
+    """The error of KIR's outputs; VerificationError where it is too great."""
     outputs = case.kernel().outputs
     if outputs[0].type.name == "i64":  # an index: one of an equal value is as good
         error = float(np.mean(got[outputs[0].name] != want[0])) if len(want) == 1 else math.inf
@@ -121,29 +123,45 @@ def check(case: Case, got: dict[str, Array], want: Sequence[Array], when: str) -
         error = error_of([got[p.name] for p in outputs], want)
         limit = TOLERANCE[outputs[0].type.name]
     if not error <= limit:
-        raise SystemExit(f"{case.name}: KIR is wrong {when} by {error}")
+        raise VerificationError(f"{case.name}: KIR is wrong {when} by {error}")
     return error
 
 
-def first_results(case: Case, inputs: dict[str, Array]) -> tuple[CpuExecutable, Record]:
-    """The seconds from the file's text to the first result: with an empty cache, then with the
-    cache filled."""
+def function_of(case: Case, threads: int = 0) -> kir.Function:
+    """The kernel as a user gets it: from the file, with the dims that no shape gives."""
+    params = {d.name for d in case.spec().dims if d.default is not None}
+    dims = {n: v for n, v in case.dims.items() if n in params}
+    return kir.compile(case.path, case.kernel_name or None, dims=dims, threads=threads)
+
+
+@contextlib.contextmanager
+def cache_in(folder: str) -> Iterator[None]:
+    """KIR's cache in this folder."""
+    before = os.environ.get("KIR_CACHE_DIR")
+    os.environ["KIR_CACHE_DIR"] = folder
+    try:
+        yield
+    finally:
+        del os.environ["KIR_CACHE_DIR"]
+        if before is not None:
+            os.environ["KIR_CACHE_DIR"] = before
+
+
+def first_results(case: Case, arrays: Sequence[Array]) -> Record:
+    """The seconds from the file to the first result, less those of a second run: with an empty
+    cache, then with what that left in it."""
     seconds = []
-    with tempfile.TemporaryDirectory() as folder:
-        before = os.environ.get("KIR_CACHE_DIR")
-        os.environ["KIR_CACHE_DIR"] = folder
-        try:
-            for _ in range(2):
-                start = time.perf_counter()
-                run = compile_kernel(case.spec(), "cpu", case.dims)
-                run(inputs)
-                seconds.append(time.perf_counter() - start)
-        finally:
-            del os.environ["KIR_CACHE_DIR"]
-            if before is not None:
-                os.environ["KIR_CACHE_DIR"] = before
-    assert isinstance(run, CpuExecutable)
-    return run, {"compile_s": seconds[0], "cached_s": seconds[1]}
+    with tempfile.TemporaryDirectory() as folder, cache_in(folder):
+        for _ in range(2):
+            start = time.perf_counter()
+            function = function_of(case)
+            function(*arrays)
+            middle = time.perf_counter()
+            function(*arrays)
+            end = time.perf_counter()
+            seconds.append(max(0.0, (middle - start) - (end - middle)))
+            del function
+    return {"compile_s": seconds[0], "cached_s": seconds[1]}
 
 
 def torch_copy(nbytes: int) -> Callable[[], object]:
@@ -155,13 +173,24 @@ def torch_copy(nbytes: int) -> Callable[[], object]:
 
 @dataclass(frozen=True)
 class Options:
-    """See `run`."""
+    """What to run and how. `names` are peers of `kir.peers.PEERS`; `budget` is in seconds for each
+    case and thread count (0.5, or 0.1 of the quick third) unless `rounds` are given."""
 
-    threads: tuple[int, ...]
-    names: tuple[str, ...]
-    budget: float
+    threads: tuple[int, ...] = (1, 2)
+    names: tuple[str, ...] = ("eager",)
+    only: tuple[str, ...] = ()
+    quick: bool = False
+    budget: float | None = None
     rounds: int | None = None
     cpu_time: bool = False
+    json_file: str | None = None
+    update: bool = False
+    jax_python: str = sys.executable
+    inductor_cache: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.budget or (0.1 if self.quick else 0.5)
 
 
 class Runner:
@@ -173,48 +202,68 @@ class Runner:
         self.machine = {
             **machine.description(), "torch": torch.__version__, "clock": self.clock.__name__,
         }  # fmt: skip
+        self.jax = Jax(options.jax_python, options.cpu_time)
+        self.no_jax = self.jax.missing() if "jax" in options.names else ""
 
     def case(self, case: Case) -> list[Record]:
         made = make_inputs(case)
         arrays = {name: array for name, (_, array) in made.items()}
         tensors = [tensor for tensor, _ in made.values()]
-        run, compiled = first_results(case, arrays)
+        compiled = first_results(case, list(arrays.values()))
         want = expected(case, tensors)
         found = []
         for threads in self.options.threads:
-            ours = BACKEND.with_threads(run.artifact, threads)
             with peers.threads_of(threads):
-                record = self.timed(case, threads, ours, arrays, tensors, want)
+                rivals = self.rivals(case, threads, arrays, tensors, want)
+                record = self.timed(case, threads, rivals, arrays, want)
             record |= compiled
             print(line(record), flush=True)
             found.append(record)
+        return found
+
+    def rivals(
+        self,
+        case: Case,
+        threads: int,
+        arrays: dict[str, Array],
+        tensors: Sequence[torch.Tensor],
+        want: Sequence[Array],
+    ) -> dict[str, peers.Peer]:
+        """The peers, compiled. Max-autotune differs from the default for matrix products alone."""
+        found = {}
+        for name in self.options.names:
+            if name == "jax":
+                missing = peers.Peer(None, why=self.no_jax)
+                found[name] = (
+                    missing if self.no_jax else self.jax.peer(case, threads, arrays, list(want))
+                )
+            elif name != "max-autotune" or case.group.startswith("matmul"):
+                found[name] = peers.make(name, case.function, tensors)
+        if "eager" in found and case.flops and "bf16" in case.name:
+            found["eager-f32"] = peers.in_f32(case.function, tensors)
         return found
 
     def timed(
         self,
         case: Case,
         threads: int,
-        ours: Executable,
+        rivals: dict[str, peers.Peer],
         arrays: dict[str, Array],
-        tensors: Sequence[torch.Tensor],
         want: Sequence[Array],
     ) -> Record:
         work = limits.Work(case.bytes, case.written, case.flops)
         outputs = make_outputs(case)
-        ours(arrays, None, outputs)
+        function, inputs, out = function_of(case, threads), [*arrays.values()], [*outputs.values()]
+        function(*inputs, out=out)
         error = check(case, outputs, want, "before timing")
-        functions: dict[str, Callable[[], object]] = {"ours": lambda: ours(arrays, None, outputs)}
-        rivals = {name: peers.make(name, case.function, tensors) for name in self.options.names}
-        if "eager" in rivals and case.flops and "bf16" in case.name:
-            rivals["eager-f32"] = peers.in_f32(case.function, tensors)
-        for name, rival in rivals.items():
-            if rival.call is not None:
-                functions[name] = rival.call
+        functions: dict[str, Callable[[], object]] = {"ours": lambda: function(*inputs, out=out)}
+        functions |= {n: r.call for n, r in rivals.items() if r.call is not None}
         functions |= limits.limit_calls(work, threads, {"torch": torch_copy(case.bytes)})
-        times = interleaved(functions, self.options.budget, self.options.rounds, self.clock)
-        for array in outputs.values():
+        options = self.options
+        times = interleaved(functions, options.seconds, options.rounds, self.clock)
+        for array in out:
             array.fill(0)
-        ours(arrays, None, outputs)
+        function(*inputs, out=out)
         check(case, outputs, want, "after timing")
         mine = times["ours"]
         least = limits.least_seconds(work, threads, times)
@@ -227,10 +276,13 @@ class Runner:
             "ours_q1_s": mine.quartile,
             "peers_q1": {n: times[n].quartile for n in rivals if n in times},
             "copy_q1_s": times["copy"].quartile,
+            "peak_flops": work.flops and limits.fma_peak(threads)[1] / times["peak"].median,
+            "copy_bytes_per_s": case.bytes / times["copy"].median,
             "peers_compile_s": {n: r.first for n, r in rivals.items() if r.first},
             "peers_missing": {n: r.why for n, r in rivals.items() if r.call is None},
-            "rounds": mine.rounds, "bytes": case.bytes, "flops": case.flops, "cold": case.cold,
-            "error": error, "machine": self.machine,
+            "rounds": mine.rounds, "bytes": case.bytes, "flops": case.flops,
+            "operations": case.operations, "cold": case.cold, "error": error,
+            "machine": self.machine,
         }  # fmt: skip
 
 
@@ -264,38 +316,50 @@ def keep_memory() -> None:
     libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def run(
-    threads: Sequence[int] = (1, 2),
-    names: Sequence[str] = ("eager",),
-    only: Sequence[str] = (),
-    quick: bool = False,
-    budget: float | None = None,
-    rounds: int | None = None,
-    cpu_time: bool = False,
-    json_file: str | Path | None = None,
-) -> list[Record]:
-    """Time the cases and print each as it comes, then the means and the floors.
-
-    `names` are peers of `kir.peers.PEERS`; `budget` is in seconds for each case and thread count
-    (0.5, or 0.1 of the quick third).
-    """
-    cases = choose(only, quick)
+def run(options: Options) -> list[Record]:
+    """Time the cases and print each as it comes, then the means and the floors. The JSON file is
+    written after each case; with `update` it keeps what it holds of other cases."""
+    cases = choose(options.only, options.quick)
+    kept = read(options.json_file) if options.update and options.json_file else []
     keep_memory()
-    with tempfile.TemporaryDirectory() as folder:
-        if {"compile", "max-autotune"} & set(names):
-            peers.prepare(folder)
-        budget = budget or (0.1 if quick else 0.5)
-        runner = Runner(Options(tuple(threads), tuple(names), budget, rounds, cpu_time))
-        compile_kernel(CASES[0].spec(), "cpu", CASES[0].dims)  # LLVM's own start
-        records = []
-        for case in cases:
-            records += runner.case(case)
-            if json_file is not None and str(json_file) != "-":
-                write(json_file, records)
-    print(summary(records))
-    if str(json_file) == "-":
+    records: list[Record] = []
+    failed: list[str] = []
+    with tempfile.TemporaryDirectory() as folder, cache_in(f"{folder}/kir"):
+        if {"compile", "max-autotune"} & set(options.names):
+            peers.prepare(options.inductor_cache or f"{folder}/inductor")
+        runner = Runner(options)
+        function_of(CASES[0])(*(a for _, a in make_inputs(CASES[0]).values()))  # LLVM's own start
+        try:
+            for case in cases:
+                try:
+                    records += runner.case(case)
+                except KirError as error:  # the others are still worth their time
+                    print(f"{case.name}: {error}", flush=True)
+                    failed.append(case.name)
+                if options.json_file not in (None, "-"):
+                    write(str(options.json_file), merged(kept, records))
+        finally:
+            runner.jax.close()
+    if records:
+        print(summary(records))
+    if failed:
+        raise VerificationError(f"{len(failed)} cases failed: {', '.join(failed)}")
+    if options.json_file == "-":
         print(json.dumps(records, indent=1))
-    return records
+    return merged(kept, records)
+
+
+def merged(old: Sequence[Record], new: Sequence[Record]) -> list[Record]:
+    """All records, the new ones in the place of old ones of the same case, in the suite's order."""
+    order = {c.name: k for k, c in enumerate(CASES)}
+    found = {(r["case"], r["threads"]): r for r in (*old, *new) if r["case"] in order}
+    return sorted(found.values(), key=lambda r: (order[r["case"]], r["threads"]))
+
+
+def read(path: str | Path) -> list[Record]:
+    """The records of a file; none where there is no such file yet."""
+    found: list[Record] = json.loads(Path(path).read_text()) if Path(path).exists() else []
+    return found
 
 
 def write(path: str | Path, records: Sequence[Record]) -> None:
@@ -313,7 +377,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, help="seconds per case and thread count")
     parser.add_argument("--rounds", type=int, help="rounds of every case, instead of a budget")
     parser.add_argument("--cpu-time", action="store_true", help="processor time, one thread")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--update", action="store_true",
+                        help="keep what the JSON file holds of other cases")  # fmt: skip
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table, or `-`")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="the roofline, as SVG")
+    parser.add_argument("--show", action="store_true", help="run nothing: show the JSON file")
+    parser.add_argument("--jax-python", default=sys.executable, help="an interpreter with JAX")
+    parser.add_argument(
+        "--inductor-cache",
+        metavar="FOLDER",
+        help="keep torch.compile's code: compile times mean nothing then",
+    )
     options = parser.parse_args()
     if options.cpu_time:
         options.threads = [1]
@@ -322,12 +397,24 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    options = arguments()
-    if options.list:
-        print("\n".join(c.name for c in choose(options.only, options.quick)))
+    given = arguments()
+    if given.list:
+        print("\n".join(c.name for c in choose(given.only, given.quick)))
         return
-    run(options.threads, options.peers, options.only, options.quick, options.budget,
-        options.rounds, options.cpu_time, options.json)  # fmt: skip
+    if given.show:
+        records = read(given.json)
+        print(summary(records))
+    else:
+        records = run(Options(
+            tuple(given.threads), tuple(given.peers), tuple(given.only), given.quick, given.budget,
+            given.rounds, given.cpu_time, given.json, given.update, given.jax_python,
+            given.inductor_cache,
+        ))  # fmt: skip
+    if given.markdown:
+        text = report.markdown(records)
+        print(text) if str(given.markdown) == "-" else write_output(given.markdown, text)
+    if given.plot:
+        write_output(given.plot, roofline(records))
 
 
 if __name__ == "__main__":

@@ -117,3 +117,76 @@ def _compile_times(records: Sequence[Record]) -> list[str]:
 def summary(records: Sequence[Record]) -> str:
     """The means by group, and the floors."""
     return "\n".join(["", *groups_table(records), "", *floors(records)])
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """The floors, the means by group, and every case, in Markdown."""
+    names = list(dict.fromkeys(n for r in records for n in r["peers"]))
+    machines = [r["machine"] for r in records]
+    about = machines[-1]
+    commits = ", ".join(dict.fromkeys(m["commit"] for m in machines))
+    lines = [
+        f"Machine: {about['cpu']} ({about['llvm_cpu']}), {about['cores']} cores; commit {commits}; "
+        f"PyTorch {about['torch']}, LLVM {about['llvm']}, llvmlite {about['llvmlite']}, NumPy "
+        f"{about['numpy']}; load {min(m['load'] for m in machines)} to "
+        f"{max(m['load'] for m in machines)}. Ratios are the peer's time over KIR's: above 1 KIR "
+        "is faster.",
+        "",
+        *(f"- {x}" for x in floors(records)),
+        "",
+        _row(["group", "cases", *names, "of the limit", "of a copy"]),
+        _rule(len(names) + 4),
+    ]
+    for group in GROUPS:
+        mine = [r for r in records if r["group"] == group]
+        if not mine:
+            continue
+        cells = [group, str(len(mine))]
+        for name in names:
+            ratios = [ratio for ratio, _ in _ratios(mine, name)]
+            cells.append(f"{geomean(ratios):.2f} (worst {min(ratios):.2f})" if ratios else "")
+        cells.append(f"{geomean(r['limit_fraction'] for r in mine):.0%}")
+        cells.append(f"{geomean(r['copy_fraction'] for r in mine):.0%}")
+        lines.append(_row(cells))
+    compiles = [f"{n} compiles" for n in _compiling(records)]
+    header = ["case", "threads", "KIR", *names, "of the limit", "of a copy", "compile", "cached"]
+    lines += [
+        "",
+        _row([*header, *compiles]),
+        _rule(len(names) + 7 + len(_compiling(records))),
+        *(_case_row(r, names, _compiling(records)) for r in records),
+        "",
+    ]
+    missing = {n: w for r in records for n, w in r["peers_missing"].items()}
+    lines += [f"No {name} in some cases: {why}." for name, why in missing.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _compiling(records: Sequence[Record]) -> list[str]:
+    return list(dict.fromkeys(n for r in records for n in r["peers_compile_s"]))
+
+
+def _case_row(r: Record, names: Sequence[str], compiling: Sequence[str]) -> str:
+    ours = r["ours_s"]
+    ratios = [f"{r['peers'][n] / ours:.2f}" if n in r["peers"] else "" for n in names]
+    compiled = r["peers_compile_s"]
+    return _row([
+        r["case"], str(r["threads"]), _time(ours), *ratios,
+        f"{r['limit_fraction']:.0%} ({r['limit']})", f"{r['copy_fraction']:.0%}",
+        _time(r["compile_s"]), _time(r["cached_s"]),
+        *(_time(compiled[n]) if n in compiled else "" for n in compiling),
+    ])  # fmt: skip
+
+
+def _time(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _rule(count: int) -> str:
+    return "|" + "---|" * count

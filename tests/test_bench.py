@@ -6,14 +6,18 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from benchmarks.report import floors, geomean, summary
+from benchmarks.report import floors, geomean, markdown, summary
+from benchmarks.roofline import roofline
 from benchmarks.suite import CASES, GROUPS, quick
 from kir.check import check_kernel
 from kir.cli import main
+from kir.errors import VerificationError
 from kir.timing import interleaved
 
 ROOT = Path(__file__).parent.parent
@@ -158,21 +162,30 @@ def test_functions_and_kernels_agree(group: str) -> None:
 
 
 @pytest.mark.torch
-def test_a_wrong_result_ends_the_run() -> None:
+def test_a_wrong_result_is_found() -> None:
     pytest.importorskip("torch")
     from benchmarks.cpu import check
 
     case = next(c for c in CASES if c.name == "matmul f32 64")
     want = [np.ones((64, 64))]
     for bad in (np.zeros((64, 64), np.float32), np.full((64, 64), np.nan, np.float32)):
-        with pytest.raises(SystemExit, match="KIR is wrong"):
+        with pytest.raises(VerificationError, match="KIR is wrong"):
             check(case, {"c": bad}, want, "before timing")
 
 
-def record(case: str, group: str, ours: float, **peers: float) -> dict[str, object]:
+MACHINE = {
+    "cpu": "a CPU", "llvm_cpu": "native", "cores": 2, "commit": "abc", "torch": "2", "llvm": "22",
+    "llvmlite": "0.50", "numpy": "2", "load": 0.1,
+}  # fmt: skip
+
+
+def record(case: str, group: str, ours: float, **peers: float) -> dict[str, Any]:
     return {
         "case": case, "group": group, "threads": 1, "ours_s": ours, "peers": peers,
-        "limit_fraction": 0.5, "copy_fraction": 0.5, "compile_s": 0.2, "cached_s": 0.01,
+        "limit_fraction": 0.5, "limit": "copy", "copy_fraction": 0.5, "compile_s": 0.2,
+        "cached_s": 0.01, "peers_compile_s": {"compile": 3.0}, "peers_missing": {"jax": "none"},
+        "operations": 1e6, "bytes": 1e6, "peak_flops": 1e11, "copy_bytes_per_s": 2e10,
+        "cold": True, "machine": MACHINE,
     }  # fmt: skip
 
 
@@ -194,10 +207,44 @@ def test_floors_and_means() -> None:
     assert "conv" in summary(records)
 
 
+def test_table_and_plot() -> None:
+    """Every case stands in the table, and the plot is XML with a point for each."""
+    records = [record("a", "matmul f32", 1.0, eager=0.5, jax=2.0), record("d", "rows", 1.0)]
+    text = markdown(records)
+    assert "| a | 1 | 1.0 s | 0.50 | 2.00 |" in text and "| d | 1 | 1.0 s |  |  |" in text
+    assert "No jax in some cases: none." in text
+    root = ElementTree.fromstring(roofline(records))
+    titles = [t.text or "" for t in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert [t.split(":")[0] for t in titles] == ["a", "d"]
+
+
+def test_new_records_replace_old_ones() -> None:
+    pytest.importorskip("torch")
+    from benchmarks.cpu import merged
+
+    one, two = CASES[0].name, CASES[1].name
+    old = [record(two, "matmul f32", 1.0), record(one, "matmul f32", 2.0)]
+    new = [record(one, "matmul f32", 3.0)]
+    found = merged([*old, record("gone", "rows", 1.0)], new)
+    assert [(r["case"], r["ours_s"]) for r in found] == [(one, 3.0), (two, 1.0)]
+
+
+def test_what_runs_elsewhere_tells_its_time() -> None:
+    class Elsewhere:
+        def __call__(self) -> None:
+            raise AssertionError
+
+        def seconds(self, count: int) -> float:
+            return 3.0 * count
+
+    times = interleaved({"a": Elsewhere(), "b": lambda: None}, 100.0, rounds=2)
+    assert times["a"].median == 3.0
+
+
 def test_interleaved_takes_turns() -> None:
     calls: list[str] = []
     times = interleaved(
-        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0.0, rounds=3
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 100.0, rounds=3
     )
     assert set(times) == {"a", "b"} and times["a"].rounds == 3
     turns = [c for c, before in zip(calls, ["", *calls], strict=False) if c != before]

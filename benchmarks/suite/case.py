@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kir.cost import cost
 from kir.ir import Kernel
 from kir.specialise import bind_defaults, input_shapes, output_shapes, specialise
 from kir.syntax import load, parse
@@ -80,6 +81,13 @@ class Case:
         spec = self.spec()
         shapes = output_shapes(spec, bind_defaults(spec, self.dims))
         return sum(math.prod(shapes[p.name]) * p.type.bytes for p in spec.outputs)
+
+    @property
+    def operations(self) -> float:
+        """`flops`, or all operations on elements that the kernel's text states."""
+        return self.flops or float(
+            cost(self.spec(), bind_defaults(self.spec(), self.dims)).operations
+        )
 
     @property
     def cold(self) -> bool:

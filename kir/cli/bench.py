@@ -133,8 +133,9 @@ def _suite(
     from kir.peers import require_torch
 
     require_torch()
-    run: Callable[..., None] = importlib.import_module("benchmarks.cpu").run
-    run(threads=threads, names=against, only=only, quick=quick, budget=budget, json_file=json_file)
+    made: Any = importlib.import_module("benchmarks.cpu")
+    made.run(made.Options(tuple(threads), tuple(against), tuple(only), quick, budget,
+                          json_file=json_file))  # fmt: skip
 
 
 # --- one file ----------------------------------------------------------------------------------
