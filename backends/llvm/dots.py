@@ -7,7 +7,8 @@ They are what a nest of tiles around one update says, where the innermost axis i
     tile i: 6, j: 16, k: 2 { acc[i, j] += i32(a[..., i, k]) * i32(b[..., j, k]) }
 
 with both operands' groups side by side in memory, and `b`'s groups side by side along `j`. Sums of
-integers wrap, so that any order gives the same.
+integers wrap, so that any order gives the same. `vdpbf16ps` takes subnormal numbers for 0: it is
+used where the rewrite `flush` allows that.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ def match(code: Code, nest: Sequence[Loop]) -> Match | None:
     for dot in DOTS:
         if dot.feature not in machine.dots or _size(last) != dot.group or store.op != "add":
             continue
+        if dot.one == bf16 and ("flush", 1) not in last.hints:
+            continue  # it knows no subnormals, which must be asked for
         for one, many in (factors, factors[::-1]):
             for lanes in outer:
                 rest = tuple(n for n in outer if n is not lanes)

@@ -22,6 +22,7 @@ from kir.rewrites.cast_storage import CastStorage
 from kir.rewrites.compute import ComputeAt
 from kir.rewrites.cse import Cse
 from kir.rewrites.fast import Fast
+from kir.rewrites.flush import Flush
 from kir.rewrites.fuse import Fuse, Merge
 from kir.rewrites.inline import Inline, Recompute
 from kir.rewrites.kinds import Bind, Hint, Unroll, Vectorise
@@ -89,6 +90,7 @@ _ALL: tuple[type[Rewrite], ...] = (
     ContractFma,
     NarrowStorage,
     CastStorage,
+    Flush,
     AccumulateIn,
     Fast,
     Online,

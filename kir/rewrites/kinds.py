@@ -32,6 +32,7 @@ from kir.rewrites.base import (
     require_loops,
     statements,
 )
+from kir.rewrites.flush import FLUSH
 from kir.rewrites.legality import (
     check_grids,
     order_of_updates,
@@ -181,6 +182,8 @@ class Hint(Rewrite):
 
     def edit(self, kernel: Kernel) -> Kernel:
         loop = find_loop(kernel, self.loop)
+        if self.key == FLUSH:
+            refuse(kernel, f"`{FLUSH}` changes results", node=loop, hint=f"`flush({self.loop})`")
         hints = {**dict(loop.hints), self.key: self.value}
         return replace_stmt(kernel, loop, (replace(loop, hints=tuple(hints.items())),))
 
