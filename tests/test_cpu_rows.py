@@ -71,3 +71,59 @@ def test_middle_axes_swap() -> None:
     x = random((2, 37, 3, 40))
     for made in both(text, {"x": x}, dict(zip("BTHD", x.shape, strict=True))):
         np.testing.assert_array_equal(made["y"], x.transpose(0, 2, 1, 3))
+
+
+REDUCTIONS: dict[str, tuple[str, Callable[..., Array]]] = {
+    "sum": ("f32", lambda x, axis: x.sum(axis)),
+    "max": ("f32", lambda x, axis: x.max(axis)),
+    "argmax": ("i64", lambda x, axis: x.argmax(axis)),
+}
+AXES = (("i: M", "j: N, k: K", "N, K"), ("j: N", "i: M, k: K", "M, K"), ("k: K", "i: M, j: N", "M, N"))
+
+
+@pytest.mark.parametrize("shape", [(5, 37, 130), (300, 3, 64), (40, 1, 8), (1, 1, 1)])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_reductions_over_each_axis(name: str, axis: int, shape: tuple[int, int, int]) -> None:
+    (dtype, function), (over, kept, extents) = REDUCTIONS[name], AXES[axis]
+    text = f"""kernel f[M, N, K](x: f32[M, N, K]) -> (y: {dtype}[{extents}])
+  where M >= 1, N >= 1, K >= 1 {{
+  y[{kept}] = {name}({over}) x[i, j, k]
+}}"""
+    x = np.round(random(shape) * 4)  # equals among them, and sums that are exact
+    x[0, 0, -1] = np.nan if name != "sum" else 1
+    for made in both(text, {"x": x}, dict(zip("MNK", shape, strict=True))):
+        np.testing.assert_array_equal(made["y"], function(x, axis))
+
+
+@pytest.mark.parametrize("n", [0, 1, 1000, 100_000])
+def test_sums_to_one_value_are_split_among_cores(n: int) -> None:
+    flat = "kernel f[N](x: f32[N]) -> (y: f32) { y = sum(i: N) x[i] }"
+    x = np.round(random((n,)) * 4)
+    for made in both(flat, {"x": x}, {"N": n}):
+        assert made["y"] == x.sum()
+    deep = """kernel f[M, N](x: f32[M, N]) -> (y: f32) {
+  y = max(i: M, j: N) x[i, j] * x[i, j]
+}"""
+    rows = x.reshape(-1, 10) if n >= 10 else x.reshape(1, n)
+    for made in both(deep, {"x": rows}, dict(zip("MN", rows.shape, strict=True))):
+        assert made["y"] == (rows * rows).max(initial=-np.inf)
+
+
+def test_long_sums_become_parts_in_parallel() -> None:
+    kernel = parse_kernel("kernel f(x: f32[100000]) -> (y: f32) { y = sum(i: 100000) x[i] }")
+    assert "split_k" in [s.rewrite for s in plan(kernel, Chip())]
+
+
+def test_a_mean_over_rows_leaves_the_rows_parallel() -> None:
+    text = """kernel loss[N, C](x: f32[N, C], label: i64[N]) -> (y: f32) where N >= 1, C >= 1 {
+  m[i: N] = max(c: C) x[i, c]
+  s[i: N] = sum(c: C) exp(x[i, c] - m[i])
+  nll[i: N] = log(s[i]) + m[i] - x[i, label[i]]
+  y = (sum(i: N) nll[i]) / f32(N)
+}"""
+    x, label = random((37, 75)), np.random.default_rng(1).integers(0, 75, 37)
+    wide = x.astype(np.float64)
+    want = (np.log(np.exp(wide).sum(1)) - wide[np.arange(37), label]).mean()
+    for made in both(text, {"x": x, "label": label}, {"N": 37, "C": 75}):
+        np.testing.assert_allclose(made["y"], want, rtol=1e-5)

@@ -200,22 +200,30 @@ def nests(kernel: Kernel) -> list[Loop]:
     return list(go(kernel.body))
 
 
-def fuse_nests(draft: Draft, *, contractions: bool = False, inner: bool = True) -> None:
+def fuse_nests(
+    draft: Draft, *, contractions: bool = False, inner: bool = True, totals: bool = True
+) -> None:
     """Fuse consecutive nests at the leading axes they share, so that rows stay together.
 
     A contraction (see `contraction`) is fused only with nests that share all its parallel axes,
     unless `contractions` asks for more. With `inner`, loops inside fused bodies are fused too.
+    Without `totals`, a nest over independent iterations stays apart from one that reduces over
+    them, so that it may run in parallel.
     """
-    while _fuse_one(draft, draft.kernel.body, contractions, inner):
+    while _fuse_one(draft, draft.kernel.body, contractions, inner, totals):
         pass
 
 
-def _fuse_one(draft: Draft, body: Block, contractions: bool, inner: bool) -> bool:
+def _fuse_one(
+    draft: Draft, body: Block, contractions: bool, inner: bool, totals: bool = True
+) -> bool:
     loops = [s for s in body if isinstance(s, Loop) and s.kind != "grid"]
     for a, b in pairwise(loops):
         if simplify(a.axis.extent) != simplify(b.axis.extent) or a.kind != b.kind:
             continue
         if not contractions and not _whole(a, b):
+            continue
+        if not totals and is_parallel(a) != is_parallel(b):
             continue
         if draft.attempt("fuse", a.axis.name, b.axis.name):
             return True

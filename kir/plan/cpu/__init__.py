@@ -26,8 +26,9 @@ from kir.plan.cpu.elementwise import elementwise
 from kir.plan.cpu.loops import REGISTERS, spread
 from kir.plan.cpu.recurrences import outline_inputs, recurrences
 from kir.plan.cpu.rows import fetch_ahead, inner_loops
-from kir.plan.cpu.vectors import matrix_vector
 from kir.plan.cpu.scans import scans
+from kir.plan.cpu.vectors import matrix_vector
+from kir.plan.cpu.totals import totals
 from kir.plan.cpu.windows import lanes_around, lanes_outside, windows
 
 __all__ = ["Chip", "plan"]
@@ -48,7 +49,7 @@ def plan(kernel: Kernel, chip: Chip = Chip()) -> tuple[Step, ...]:  # noqa: B008
         draft.take("loops")
         recurrences(draft, inputs, chip)
         scans(draft, chip)
-    fuse_nests(draft)
+    fuse_nests(draft, totals=False)
     contract_temporaries(draft, row_space="local")
     for name in [loop.axis.name for loop in nests(draft.kernel) if loop.kind == "for"]:
         for part in phases(draft, name):
@@ -67,7 +68,7 @@ def _schedule(draft: Draft, name: str, chip: Chip) -> None:
         return
     prefix = [x.axis.name for x in parallel_prefix(nest)]
     if not prefix:
-        inner_loops(draft, nest, lanes)
+        inner_loops(draft, totals(draft, nest, chip), lanes)
     elif not any(isinstance(s, Loop | If) for s in draft.loop(prefix[-1]).body):
         elementwise(draft, prefix, lanes * REGISTERS)
     elif columns(draft, prefix, chip) or windows(draft, nest, chip):

@@ -44,7 +44,7 @@ def elementwise(draft: Draft, prefix: list[str], width: int) -> None:
 def coarse(draft: Draft, outer: list[str], inside: int | None, grain: int) -> list[str]:
     """The outer loops that a grid should have, where one iteration of them all is `inside` units
     of work: inner ones stay loops, or are cut, until an iteration has about `grain` units."""
-    outer = list(outer)
+    outer, inside = list(outer), inside if inside is None else max(1, inside)
     while outer and inside is not None and 2 * inside <= grain:
         extent = constant_extent(draft, outer[-1])
         if extent is None:
