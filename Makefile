@@ -1,8 +1,9 @@
 # Two commands set up a fresh machine (Python 3.11 to 3.13, make, a C compiler) and use it:
 #   make demo   make the environment, then run the main job on an example
 #   make test   make the environment, then run all tests
+#   make benchmark   time the cpu target against PyTorch (an hour)
 #   make planted-bugs   see which of the known bugs the verifier finds (half an hour)
-.PHONY: demo test lint format goldens planted-bugs clean
+.PHONY: demo test lint format goldens planted-bugs benchmark clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -33,6 +34,12 @@ goldens: .venv/ready
 # plant known bugs in copies of the tree, one at a time
 planted-bugs: .venv/ready
 	$(BIN)/python -m tests.planted.run --json benchmarks/results/planted_bugs.json
+
+# the cpu's suite, on a machine that does nothing else; JAX=python of an environment with JAX
+benchmark: .venv/ready
+	$(BIN)/python -m benchmarks.cpu --peers eager compile max-autotune jax \
+		--jax-python $(or $(JAX),$(BIN)/python) --json benchmarks/results/cpu.json \
+		--markdown docs/benchmarks-cpu.md --plot docs/benchmarks-cpu.svg
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

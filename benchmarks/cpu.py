@@ -1,12 +1,12 @@
-"""The cpu target against the machine's limits and against PyTorch, on the whole suite.
+"""The cpu target against the machine's limits and against PyTorch and JAX, on the whole suite.
 
     python -m benchmarks.cpu --json benchmarks/results/cpu.json --markdown table.md --plot roof.svg
     python -m benchmarks.cpu --quick                     # a third of the cases, in a minute
     python -m benchmarks.cpu --only "matmul f32" softmax --threads 1 --peers eager compile
     python -m benchmarks.cpu --cpu-time --only lstm      # one thread, on a machine that is busy
 
-Every case runs KIR, the peers and the limits in turn (A B C A B C ...) in this process, on the same
-inputs, with the same number of threads; docs/benchmarks.md says what is measured and how.
+Every case runs KIR, the peers and the limits in turn (A B C A B C ...), on the same inputs, with
+the same number of threads; docs/benchmarks.md says what is measured and how.
 """
 
 from __future__ import annotations
@@ -147,18 +147,20 @@ def cache_in(folder: str) -> Iterator[None]:
             os.environ["KIR_CACHE_DIR"] = before
 
 
-def first_results(case: Case, arrays: Sequence[Array]) -> Record:
+def first_results(
+    case: Case, arrays: Sequence[Array], clock: Callable[[], float] = time.perf_counter
+) -> Record:
     """The seconds from the file to the first result, less those of a second run: with an empty
     cache, then with what that left in it."""
     seconds = []
     with tempfile.TemporaryDirectory() as folder, cache_in(folder):
         for _ in range(2):
-            start = time.perf_counter()
+            start = clock()
             function = function_of(case)
             function(*arrays)
-            middle = time.perf_counter()
+            middle = clock()
             function(*arrays)
-            end = time.perf_counter()
+            end = clock()
             seconds.append(max(0.0, (middle - start) - (end - middle)))
             del function
     return {"compile_s": seconds[0], "cached_s": seconds[1]}
@@ -209,7 +211,7 @@ class Runner:
         made = make_inputs(case)
         arrays = {name: array for name, (_, array) in made.items()}
         tensors = [tensor for tensor, _ in made.values()]
-        compiled = first_results(case, list(arrays.values()))
+        compiled = first_results(case, list(arrays.values()), self.clock)
         want = expected(case, tensors)
         found = []
         for threads in self.options.threads:

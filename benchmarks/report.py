@@ -126,6 +126,10 @@ def markdown(records: Sequence[Record]) -> str:
     about = machines[-1]
     commits = ", ".join(dict.fromkeys(m["commit"] for m in machines))
     lines = [
+        "# The cpu target, case by case",
+        "",
+        "Made by `make benchmark`; [benchmarks.md](benchmarks.md) says what is measured and how.",
+        "",
         f"Machine: {about['cpu']} ({about['llvm_cpu']}), {about['cores']} cores; commit {commits}; "
         f"PyTorch {about['torch']}, LLVM {about['llvm']}, llvmlite {about['llvmlite']}, NumPy "
         f"{about['numpy']}; load {min(m['load'] for m in machines)} to "
