@@ -1,0 +1,128 @@
+"""`torch.compile(model, backend="kir")`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch._decomp import core_aten_decompositions
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+
+import kir
+from kir.errors import UsageError
+from kir.frontends.torch.lower import Lowered, Place, Result, is_supported, lower
+
+NDArray = np.ndarray[Any, Any]
+OPTIONS = ("target", "strict", "threads")
+KEPT = ("aten.silu.default", "aten.gelu.default", "aten._softmax.default",
+        "aten._log_softmax.default", "aten.native_layer_norm.default", "aten.var_mean.correction",
+        "aten.elu.default", "aten.leaky_relu.default", "aten.hardtanh.default")  # fmt: skip
+"""Operators that are compiled as they are, though torch would take them apart."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """`target`: a KIR target; `strict`: raise on what KIR does not compile; `threads`: 0 for the
+    environment's number."""
+
+    target: str = "cpu"
+    strict: bool = False
+    threads: int = 0
+
+
+def backend(
+    module: torch.fx.GraphModule,
+    inputs: Sequence[Any],
+    *,
+    options: dict[str, Any] | None = None,
+    **_: Any,
+) -> Callable[..., Any]:
+    """What torch.compile calls for each graph that it captures; see `Options`.
+
+    UsageError for an unknown option, UnsupportedError under `strict`.
+    """
+    given = dict(options or {})
+    for name in given:
+        if name not in OPTIONS:
+            raise UsageError(f"the backend `kir` has no option `{name}`",
+                             hint="it has: " + ", ".join(OPTIONS))  # fmt: skip
+    chosen = Options(**given)
+
+    def compiler(graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Any:
+        return make_boxed_func(compiled(graph, chosen))
+
+    table = {op: f for op, f in core_aten_decompositions().items() if str(op) not in KEPT}
+    made: Callable[..., Any] = aot_autograd(fw_compiler=compiler, decompositions=table)(
+        module, inputs
+    )
+    return made
+
+
+def compiled(module: torch.fx.GraphModule, options: Options) -> Callable[..., Any]:
+    """A graph of ATen operators as a function of tensors. Where not all is supported and it need
+    not be, the parts that are."""
+    if options.strict or all(
+        is_supported(n) for n in module.graph.nodes if n.op == "call_function"
+    ):
+        return _Program(lower(module.graph), options)
+    from kir.frontends.torch.partition import partitioned
+
+    return partitioned(module, options)
+
+
+class _Program:
+    """A lowered graph, compiled: called with torch's tensors."""
+
+    def __init__(self, lowered: Lowered, options: Options) -> None:
+        self.lowered = lowered
+        self.function: Callable[..., Any] | None = None
+        if lowered.outputs:
+            self.function = kir.compile(
+                lowered.module, "main", target=options.target, threads=options.threads
+            )
+
+    def __call__(self, *args: Any) -> tuple[Any, ...]:
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        made = [_allocated(p) for p in self.lowered.outputs]
+        if self.function is not None:
+            arrays = [_array(t, p) for t, p in zip(tensors, self.lowered.inputs, strict=True)]
+            self.function(*arrays, out=[a for _, a in made])
+        return tuple(self._result(r, tensors, made) for r in self.lowered.results)
+
+    @staticmethod
+    def _result(
+        result: Result | None, inputs: Sequence[torch.Tensor], made: Sequence[tuple[Any, Any]]
+    ) -> Any:
+        if result is None:
+            return None
+        found = inputs[result.number] if result.is_input else made[result.number][0]
+        for operator, args in result.views:
+            found = operator(found, *args)
+        return found
+
+
+def _allocated(place: Place) -> tuple[torch.Tensor, NDArray]:
+    """A tensor with torch's shape and strides, and the array under it."""
+    meta = place.meta
+    memory = torch.empty([meta.shape[d] for d in meta.order], dtype=meta.torch_dtype)
+    back = [meta.order.index(d) for d in range(len(meta.order))]
+    return memory.permute(back), _numpy(memory, place)
+
+
+def _array(tensor: torch.Tensor, place: Place) -> NDArray:
+    """The array of a tensor, which is copied where its memory is not as it was when compiled."""
+    memory = tensor.detach().permute(place.meta.order)
+    return _numpy(memory.contiguous(), place)
+
+
+def _numpy(memory: torch.Tensor, place: Place) -> NDArray:
+    array: NDArray
+    if memory.dtype == torch.bfloat16:
+        array = memory.view(torch.int16).numpy().view(place.meta.dtype.numpy)
+    else:
+        array = memory.numpy()
+    return array.reshape(place.array)

@@ -1,0 +1,225 @@
+"""ATen operators as lazy tensors: what KIR compiles of PyTorch, one row for each.
+
+A pointwise row says how torch promotes its operands and gives an element of the result from those
+of the operands, in the dtype in which torch computes it (`_prims_common.elementwise_dtypes`: f32
+for bf16). The others are functions of the operands as ATen passes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kir.dtypes import DType
+from kir.frontends.torch.values import Value
+from kir.ir import Const, Expr
+from kir.ops import op
+
+Element = Callable[..., Expr]
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """`kind` is one of torch's promotion kinds; `heavy`: worth memory where it is used twice."""
+
+    element: Element
+    kind: str = "DEFAULT"
+    heavy: bool = False
+    operands: int = 1
+    """Arguments that are tensors, or numbers in the place of one."""
+
+
+def number(like: Expr, value: float) -> Const:
+    """A literal of the dtype of `like`."""
+    return Const(float(value) if like.dtype.is_float else int(value), like.dtype)
+
+
+def _op(name: str) -> Element:
+    return lambda *args: op(name, *args)
+
+
+def _unary(name: str) -> Pointwise:
+    return Pointwise(_op(name), "INT_TO_FLOAT", heavy=True)
+
+
+def _compare(name: str) -> Pointwise:
+    return Pointwise(_op(name), "ALWAYS_BOOL", operands=2)
+
+
+def _add(a: Expr, b: Expr, alpha: float = 1) -> Expr:
+    if a.dtype.is_bool:
+        return op("or", a, b)
+    return op("add", a, b if alpha == 1 else op("mul", b, number(b, alpha)))
+
+
+def _sub(a: Expr, b: Expr, alpha: float = 1) -> Expr:
+    return op("sub", a, b if alpha == 1 else op("mul", b, number(b, alpha)))
+
+
+def _mul(a: Expr, b: Expr) -> Expr:
+    return op("and" if a.dtype.is_bool else "mul", a, b)
+
+
+def _relu(x: Expr) -> Expr:
+    return op("max", x, number(x, 0))
+
+
+def _gelu(x: Expr, approximate: str = "none") -> Expr:
+    half = op("mul", x, number(x, 0.5))
+    if approximate == "tanh":
+        cube = op("mul", op("mul", x, x), x)
+        inner = op("add", x, op("mul", number(x, 0.044715), cube))
+        return op("mul", half, op("add", number(x, 1), op("tanh", op("mul", inner, number(
+            x, math.sqrt(2 / math.pi))))))  # fmt: skip
+    return op("mul", half, op("add", op("erf", op("mul", x, number(x, math.sqrt(0.5)))),
+                              number(x, 1)))  # fmt: skip
+
+
+def _silu(x: Expr) -> Expr:
+    return op("div", x, op("add", number(x, 1), op("exp", op("neg", x))))
+
+
+def _clamp(x: Expr, low: float | None = None, high: float | None = None) -> Expr:
+    if low is not None:
+        x = op("max", x, number(x, low))
+    return x if high is None else op("min", x, number(x, high))
+
+
+def _where(c: Expr, a: Expr, b: Expr) -> Expr:
+    return op("select", c, a, b)
+
+
+def _hardtanh(x: Expr, low: float = -1.0, high: float = 1.0) -> Expr:
+    return _clamp(x, low, high)
+
+
+def _leaky_relu(x: Expr, slope: float = 0.01) -> Expr:
+    return op("select", op("gt", x, number(x, 0)), x, op("mul", x, number(x, slope)))
+
+
+def _elu(x: Expr, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Expr:
+    grown = op("mul", op("expm1", op("mul", x, number(x, input_scale))), number(x, alpha * scale))
+    return op("select", op("gt", x, number(x, 0)), op("mul", x, number(x, scale)), grown)
+
+
+def _div(a: Expr, b: Expr) -> Expr:
+    return op("div", a, b)
+
+
+def _pow(x: Expr, n: float) -> Expr:
+    if n == 2:
+        return op("mul", x, x)
+    if n == 3:
+        return op("mul", op("mul", x, x), x)
+    if n == 1:
+        return x
+    named = {0.5: "sqrt", -0.5: "rsqrt", -1: "recip"}
+    if n in named and x.dtype.is_float:
+        return op(named[n], x)
+    return op("pow", x, number(x, n))
+
+
+def _not(x: Expr) -> Expr:
+    return op("not", x)
+
+
+def _bitwise(boolean: str, whole: str) -> Element:
+    return lambda *args: op(boolean if args[0].dtype.is_bool else whole, *args)
+
+
+POINTWISE: dict[str, Pointwise] = {
+    "add.Tensor": Pointwise(_add, operands=2),
+    "add.Scalar": Pointwise(_add, operands=2),
+    "sub.Tensor": Pointwise(_sub, operands=2),
+    "sub.Scalar": Pointwise(_sub, operands=2),
+    "rsub.Scalar": Pointwise(lambda a, b, alpha=1: _sub(b, a, alpha), operands=2),
+    "mul.Tensor": Pointwise(_mul, operands=2),
+    "mul.Scalar": Pointwise(_mul, operands=2),
+    "div.Tensor": Pointwise(_div, "INT_TO_FLOAT", operands=2),
+    "div.Scalar": Pointwise(_div, "INT_TO_FLOAT", operands=2),
+    "neg.default": Pointwise(_op("neg")),
+    "abs.default": Pointwise(_op("abs")),
+    "sign.default": Pointwise(_op("sign")),
+    "maximum.default": Pointwise(_op("max"), operands=2),
+    "minimum.default": Pointwise(_op("min"), operands=2),
+    "relu.default": Pointwise(_relu),
+    "hardtanh.default": Pointwise(_hardtanh),
+    "leaky_relu.default": Pointwise(_leaky_relu),
+    "elu.default": Pointwise(_elu, heavy=True),
+    "gelu.default": Pointwise(_gelu, heavy=True),
+    "silu.default": Pointwise(_silu, heavy=True),
+    "clamp.default": Pointwise(_clamp),
+    "clamp_min.default": Pointwise(lambda x, low: _clamp(x, low)),
+    "clamp_max.default": Pointwise(lambda x, high: _clamp(x, None, high)),
+    "floor.default": Pointwise(_op("floor")),
+    "ceil.default": Pointwise(_op("ceil")),
+    "trunc.default": Pointwise(_op("trunc")),
+    "round.default": Pointwise(_op("round")),
+    "reciprocal.default": Pointwise(_op("recip"), "INT_TO_FLOAT"),
+    "sqrt.default": _unary("sqrt"),
+    "rsqrt.default": _unary("rsqrt"),
+    "exp.default": _unary("exp"),
+    "exp2.default": _unary("exp2"),
+    "expm1.default": _unary("expm1"),
+    "log.default": _unary("log"),
+    "log2.default": _unary("log2"),
+    "log1p.default": _unary("log1p"),
+    "sin.default": _unary("sin"),
+    "cos.default": _unary("cos"),
+    "tan.default": _unary("tan"),
+    "asin.default": _unary("asin"),
+    "acos.default": _unary("acos"),
+    "atan.default": _unary("atan"),
+    "atan2.default": Pointwise(_op("atan2"), "INT_TO_FLOAT", True, 2),
+    "sinh.default": _unary("sinh"),
+    "cosh.default": _unary("cosh"),
+    "tanh.default": _unary("tanh"),
+    "erf.default": _unary("erf"),
+    "sigmoid.default": _unary("sigmoid"),
+    "pow.Tensor_Scalar": Pointwise(_pow, heavy=True),
+    "pow.Tensor_Tensor": Pointwise(_op("pow"), heavy=True, operands=2),
+    "square.default": Pointwise(lambda x: op("mul", x, x)),
+    "where.self": Pointwise(_where, "WHERE", operands=3),
+    "eq.Tensor": _compare("eq"),
+    "eq.Scalar": _compare("eq"),
+    "ne.Tensor": _compare("ne"),
+    "ne.Scalar": _compare("ne"),
+    "lt.Tensor": _compare("lt"),
+    "lt.Scalar": _compare("lt"),
+    "le.Tensor": _compare("le"),
+    "le.Scalar": _compare("le"),
+    "gt.Tensor": _compare("gt"),
+    "gt.Scalar": _compare("gt"),
+    "ge.Tensor": _compare("ge"),
+    "ge.Scalar": _compare("ge"),
+    "logical_not.default": Pointwise(_not, "BOOL"),
+    "logical_and.default": Pointwise(_op("and"), "BOOL", operands=2),
+    "logical_or.default": Pointwise(_op("or"), "BOOL", operands=2),
+    "bitwise_not.default": Pointwise(_bitwise("not", "bit_not")),
+    "bitwise_and.Tensor": Pointwise(_bitwise("and", "bit_and"), operands=2),
+    "bitwise_or.Tensor": Pointwise(_bitwise("or", "bit_or"), operands=2),
+    "isnan.default": Pointwise(_op("isnan"), "BOOL_OF"),
+    "isinf.default": Pointwise(_op("isinf"), "BOOL_OF"),
+}
+"""ATen's name -> the row. Kinds beside torch's: WHERE (the first operand is a bool and takes no
+part in promotion), BOOL (operands are made bools), BOOL_OF (a bool of an operand as it is)."""
+
+Structural = Callable[..., Value | tuple[Value, ...]]
+"""A function of the lowering, then the operands as ATen passes them."""
+
+
+def wide_of(dtype: DType) -> DType:
+    """The dtype in which torch sums a float."""
+    from kir.dtypes import f32
+
+    return f32 if dtype.is_float and dtype.bits < 32 else dtype
+
+
+def axes_of(given: Any, rank: int) -> list[int]:
+    """Axes as torch gives them (an int, a list, None for all), from 0."""
+    if given is None or (isinstance(given, Sequence) and not given):
+        return list(range(rank))
+    listed = [given] if isinstance(given, int) else list(given)
+    return [a % rank if rank else 0 for a in listed] if rank else []
