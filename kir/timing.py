@@ -11,8 +11,7 @@ from dataclasses import dataclass
 SAMPLE = 100e-6
 """Seconds that one sample lasts at the least: short functions are called several times for it."""
 SLOW = 20
-"""A function that takes this many times the budget of a case is called no second time to warm up,
-and in one round of the least number alone."""
+"""A function that takes this many times the budget is called once, and that is its sample."""
 
 
 @dataclass(frozen=True)
@@ -35,32 +34,28 @@ def interleaved(
     After two calls each to warm up, all are called in turn (A B C A B C ...), for `budget` seconds
     in all or as many `rounds` as given, but at least in 5 rounds (3 where a round takes over twice
     the budget). The collector of garbage is off meanwhile. A function that is very slow beside the
-    budget takes part in the first round alone. One with a method `seconds`, which takes a number
+    budget is called no second time. One with a method `seconds`, which takes a number
     of calls, is timed by that.
     """
     repeats: dict[str, int] = {}
-    slow: set[str] = set()
+    taken: dict[str, list[float]] = {name: [] for name in functions}
     spent = 0.0
     for name, f in functions.items():
-        one = _sample(f, 1, time.perf_counter)
+        one = _sample(f, 1, clock)
         if one > SLOW * budget:
-            slow.add(name)
-            repeats[name] = 1
+            taken[name].append(one)
             continue
-        one = min(one, _sample(f, 1, time.perf_counter))
+        one = min(one, _sample(f, 1, clock))
         repeats[name] = max(1, round(SAMPLE / max(one, 1e-7)))
         spent += one * repeats[name]
     least = 3 if spent > 2 * budget else 5
     wanted = rounds or max(least, min(1000, int(budget / max(spent, 1e-6))))
-    taken: dict[str, list[float]] = {name: [] for name in functions}
     enabled = gc.isenabled()
     gc.disable()
     try:
-        for number in range(wanted):
-            for name, f in functions.items():
-                if number and name in slow:
-                    continue
-                taken[name].append(_sample(f, repeats[name], clock) / repeats[name])
+        for _ in range(wanted):
+            for name, count in repeats.items():
+                taken[name].append(_sample(functions[name], count, clock) / count)
     finally:
         if enabled:
             gc.enable()
