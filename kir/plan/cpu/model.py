@@ -24,8 +24,9 @@ BLOCKS = 8
 """Register blocks of rows that use a panel of the right operand while it is in L1, at least."""
 BALANCE = 0.97
 """Of the best balance over the cores, what a split may give away for larger pieces."""
-DEEP = 4096
-"""Depth from which on a small result is summed in parts."""
+DEEP = 16
+"""Times that a product is deeper than its result is wide and high, from which on cores sum parts of
+the depth, where the result fits L2."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,12 @@ def blocking(p: Product, chip: Chip) -> Blocking:
     alone = p.batch is not None and p.batch >= chip.cores and (m + n) * k * size <= 2 * chip.l2
     if alone or (m * k * size <= chip.l2 // 2 and shape.panels >= 2 * chip.cores):
         return _by_columns(p, chip, shape, alone)
-    if k >= DEEP and m * n * size <= chip.l1 and p.batch == 1:
-        part = _down(min(chip.l2 // 2 // ((m + n) * size), k // chip.cores), strip)
+    if (
+        k >= max(DEEP * max(m, n), 4 * strip * chip.cores)
+        and m * n * size <= chip.l2 // 2
+        and p.batch == 1
+    ):
+        part = _down(min(chip.l2 // 2 // (m * size), k // chip.cores), strip)
         return Blocking(mr, nr, None, None, part, shape.strip, unroll, "block", "block",
                         parts=chip.cores)  # fmt: skip
     return _by_rows(p, chip, shape, strip)
@@ -113,7 +118,8 @@ def _by_rows(p: Product, chip: Chip, s: _Shape, strip: int) -> Blocking:
     assert p.columns is not None and p.depth is not None
     n, k, half = p.columns, p.depth, chip.l2 // 2
     slab = _even(k, _down(half // (BLOCKS * s.mr * s.size), strip), s.unroll * (strip // s.unroll))
-    row_blocks = share(s.blocks, max(1, half // (s.mr * s.size * (slab or k))), chip.cores)
+    most = 3 * chip.l2 // 4 // (s.mr * s.size * (slab or k))
+    row_blocks = share(s.blocks, max(1, most), chip.cores)
     slim = n * k * s.size <= chip.l1 // 2
     packs = s.panels >= PASSES or not p.plain_left or slab is not None
     direct = p.plain_right and slim and n % s.nr == 0
