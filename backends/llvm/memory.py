@@ -259,8 +259,9 @@ class Accesses:
             return 0
         return steps[moving[0]] if steps[moving[0]] in STRIDES else 0
 
-    def _load_strided(self, t: Tensor, indices: Sequence[Expr]) -> V:
-        """All lanes, from whole vectors of which none reaches beyond the last lane's element."""
+    def _load_strided(self, t: Tensor, indices: Sequence[Expr], bounded: bool = False) -> V:
+        """All lanes, from whole vectors of which none reaches beyond the last lane's element, nor
+        where `bounded` beyond the bounds of the last dim."""
         b, ty, step, lanes = self.b, memory(t.type), self._stride(t, indices), self.lanes
         first = self.element(t, self._horner(t, [self.at_first_lane(i) for i in indices]))
         whole = max(4, self.machine.vector_bits // (8 * t.type.bytes))
@@ -271,7 +272,12 @@ class Accesses:
             found: V | None = None
             for offset in dict.fromkeys(offsets):
                 place = b.gep(first, ty, integer(start * step + offset))
-                piece = b.load(place, ty, count, t.type.bytes)
+                if bounded:
+                    known = self._within(t, indices, start * step + offset, count)
+                    zeros = V("zeroinitializer", ty, count)
+                    piece = b.masked_load(place, known, zeros, t.type.bytes)
+                else:
+                    piece = b.load(place, ty, count, t.type.bytes)
                 if found is None:
                     at = [i * step if i * step < count else -1 for i in range(count)]
                     found = b.shuffle(piece, piece, at)
@@ -285,6 +291,14 @@ class Accesses:
             assert found is not None
             parts.append(found)
         return self.scalars.from_memory(b.joined(parts), t.type)
+
+    def _within(self, t: Tensor, indices: Sequence[Expr], start: int, count: int) -> V:
+        """For elements side by side in the dim that moves from lane to lane, the first of them
+        `start` after the first lane's, whether they are in bounds."""
+        b = self.b
+        (d,) = [d for d, i in enumerate(indices) if self.lane_coefficient(i)]
+        first = b.op("add", self.at_first_lane(indices[d]), integer(start))
+        return b.icmp("ult", b.op("add", b.iota(count), first), self.uniform(t.shape[d]))
 
     @property
     def lanes(self) -> int:
@@ -314,28 +328,29 @@ class Accesses:
         return b.phi(found, after, skipped, before)
 
     def _inside_read(self, t: Tensor, e: Read, inside: V | None, other: V) -> V:
-        """The element where a lane is `inside` (None: all are), else `other`; where lanes stride,
-        a test in front that all of them are."""
+        """The element where a lane is `inside` (None: all are), else `other`."""
         b = self.b
+        if inside is not None and self._stride(t, e.indices):
+            return self._inside_strided(t, e, inside, other)
         mask = b.logical_and([m for m in (self.scope.mask, inside) if m is not None])
         if self._first_lane:
             mask = inside
-        if inside is None:
-            return self.load(t, self.address(t, e.indices), mask)
+        found = self.load(t, self.address(t, e.indices), mask)
+        return found if inside is None else b.select(inside, *b.together(found, other))
 
-        def masked() -> V:
-            found = self.load(t, self.address(t, e.indices), mask)
-            return b.select(inside, *b.together(found, other))
-
-        if self.scope.mask is not None or not self._stride(t, e.indices):
-            return masked()
+    def _inside_strided(self, t: Tensor, e: Read, inside: V, other: V) -> V:
+        """The same where lanes stride along the last dim, with a test in front that all are in
+        bounds. What lies between the lanes is read as long as it is in bounds, masked lanes or
+        not."""
+        b = self.b
         near, far, done = b.fresh("near"), b.fresh("far"), b.fresh("picked")
         b.branch(b.all(inside), near, far)
         with b.arm(near):
             whole, last = self._load_strided(t, e.indices), b.block
             b.jump(done)
         with b.arm(far):
-            some, end = masked(), b.block
+            found = self._load_strided(t, e.indices, bounded=True)
+            some, end = b.select(inside, *b.together(found, other)), b.block
             b.jump(done)
         b.label(done, dominated=True)
         return b.phi(whole, last, some, end)
@@ -491,7 +506,7 @@ class Accesses:
             self._put(t, a.pointer, self.scalars.update(name, t.type, old, value), 0)
         elif a.kind == "row" or any(self.lane_coefficient(i) for i in s.indices):
             old = self.load(t, a, self.scope.mask)
-            new = self.scalars.update(name, t.type, old, b.splat(value, self.lanes))
+            new = self.scalars.update_lanes(name, t.type, old, b.splat(value, self.lanes))
             self._put_lanes(t, a, new)
         else:
             self._serial_update(t, s, value, atomic=False)

@@ -72,6 +72,24 @@ class Scalars:
     def update(self, name: str, t: DType, old: V, new: V) -> V:
         return self.op(name, (t, t), (old, new))
 
+    def update_lanes(self, name: str, t: DType, old: V, new: V) -> V:
+        """As `update`, for vectors: where no new value is NaN, which one test of several registers
+        tells, an extremum is one instruction, and keeps a NaN that was there."""
+        b = self.b
+        if name not in ("max", "min") or not t.is_float or new.lanes % 16:
+            return self.update(name, t, old, new)
+        bad = b.any(b.fcmp("uno", *b.halves(new)))
+        rare, usual, done = b.fresh("nan"), b.fresh("usual"), b.fresh("chosen")
+        b.branch(bad, rare, usual)
+        b.label(usual)
+        one = b.select(b.fcmp("ogt" if name == "max" else "olt", new, old), new, old)
+        b.jump(done)
+        b.label(rare)
+        two = self.update(name, t, old, new)
+        b.jump(done)
+        b.label(done)
+        return b.phi(one, usual, two, rare)
+
     def reduce(self, name: str, t: DType, value: V) -> V:
         """The lanes of a vector combined by an update op, in no particular order."""
         b, lanes = self.b, value.lanes
