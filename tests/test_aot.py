@@ -134,6 +134,25 @@ def test_a_library_computes_what_the_interpreter_does(tmp_path: Path, name: str,
 
 
 @needs_gcc
+def test_dims_that_a_library_refuses(tmp_path: Path) -> None:
+    file, out = tmp_path / "k.kir", tmp_path / "k.so"
+    file.write_text("""kernel k[N, M](x: f32[N]) -> (y: f32[N]) where N % 4 == 0, M >= N {
+      y[i: N] = x[i] + f32(M) }""")
+    assert kir_lower(file, "--emit", "so", "-o", out).exit_code == 0
+    assert "N % 4 == 0" in (tmp_path / "k.h").read_text()
+    entry = ctypes.CDLL(str(out)).kir_k
+    x, y = (np.zeros(8, np.float32) for _ in range(2))
+
+    def call(n: int, m: int) -> int:
+        places = [ctypes.c_void_p(a.ctypes.data) for a in (x, y)]
+        result: int = entry(*places, ctypes.c_int64(n), ctypes.c_int64(m), ctypes.c_int32(0))
+        return result
+
+    assert [call(*d) for d in ((-4, 9), (3, 9), (8, 7), (8, -8))] == [1] * 4 and not y.any()
+    assert call(8, 9) == 0 and (y == 9).all() and call(0, 0) == 0
+
+
+@needs_gcc
 def test_what_a_library_exports(tmp_path: Path) -> None:
     out = tmp_path / "libadd.so"
     assert kir_lower(ROOT / "examples" / "add.kir", "--emit", "so", "-o", out).exit_code == 0

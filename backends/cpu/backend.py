@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from kir.backend import Artifact, Backend, Executable, Manifest
 from kir.backends.cpu import cache, library
 from kir.backends.cpu.archs import ARCHS, chip_of, machine_of, require_host
+from kir.backends.cpu.entries import body_symbol, packed_symbol, write_entries
 from kir.backends.cpu.executable import CpuExecutable
 from kir.backends.cpu.graph import emit_graph
 from kir.backends.cpu.native import has_openmp
-from kir.backends.cpu.packed import packed_entry, packed_symbol
-from kir.backends.llvm import Machine, emit, symbol_of
+from kir.backends.llvm import Machine, emit, scratch, symbol_of
+from kir.backends.llvm.builder import Module
 from kir.backends.llvm.compile import compile_text, versions
 from kir.backends.llvm.memory import CELL
 from kir.dtypes import DTYPES
@@ -54,8 +55,9 @@ class CpuBackend(Backend):
         compiler to link it, and its header."""
         self._require(stage)
         machine = machine_of(arch, has_openmp())
-        emitted = emit(kernel, machine, self.checked)
-        return self._artifact(kernel, emitted.text, emitted.regions, machine, (target, arch, stage))
+        module = Module(machine.triple)
+        made = emit(kernel, machine, self.checked, module, body_symbol(kernel))
+        return self._artifact(module, kernel, made.regions, machine, (target, arch, stage))
 
     def lower_graph(
         self, plan: GraphPlan, target: str, arch: str, stage: str | None = None
@@ -65,10 +67,9 @@ class CpuBackend(Backend):
         if self.checked:
             raise UsageError("a graph has no debug build as one", hint="compile its kernels")
         machine = machine_of(arch, has_openmp())
-        text = emit_graph(plan, machine)
-        return self._artifact(
-            plan.signature, text, text.count(".thread("), machine, (target, arch, stage)
-        )
+        module = Module(machine.triple)
+        regions = emit_graph(plan, machine, module)
+        return self._artifact(module, plan.signature, regions, machine, (target, arch, stage))
 
     def _require(self, stage: str | None) -> None:
         if stage is not None and stage not in STAGES:
@@ -78,14 +79,16 @@ class CpuBackend(Backend):
 
     def _artifact(
         self,
+        module: Module,
         kernel: Kernel,
-        text: str,
         regions: int,
         machine: Machine,
         goal: tuple[str, str, str | None],
     ) -> Artifact:
         target, arch, stage = goal
-        text += packed_entry(kernel, self.checked) + library.information(kernel, machine)
+        write_entries(module, kernel, machine, self.checked)
+        scratch.finish(module)
+        text = module.text() + library.information(kernel, machine)
         stages: dict[str, str | bytes] = {}
         for name, data in self._compiled(text, machine, stage == "asm").items():
             stages[name] = data if name == "obj" else data.decode()

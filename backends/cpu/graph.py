@@ -4,6 +4,7 @@ for the temporaries, which is kept from call to call (see `kir.backends.llvm.scr
 
 from __future__ import annotations
 
+from kir.backends.cpu.entries import body_symbol
 from kir.backends.llvm import Machine, scratch, symbol_of
 from kir.backends.llvm.builder import Builder, Module, V
 from kir.backends.llvm.emit import Code, KernelEmitter
@@ -13,19 +14,19 @@ from kir.graph_plan import GraphPlan
 from kir.ir import Const
 
 
-def emit_graph(plan: GraphPlan, machine: Machine) -> str:
-    """LLVM IR of `i32 kir_<graph>(inputs, outputs, dims, threads)` and all that it calls."""
-    module, symbols = Module(machine.triple), []
+def emit_graph(plan: GraphPlan, machine: Machine, module: Module) -> int:
+    """Write the body of a graph's function, and all that it calls, into a module. Gives the number
+    of parallel regions."""
+    symbols, regions = [], 0
     for number, kernel in enumerate(plan.kernels):
         symbol = f"{symbol_of(plan.signature)}.{number}.{kernel.name}"
         try:
-            KernelEmitter(kernel, machine, module=module, symbol=symbol).run()
+            regions += KernelEmitter(kernel, machine, module=module, symbol=symbol).run().regions
         except UnsupportedError as error:
             raise error.at(kernel=kernel) from None
         symbols.append(symbol)
     _entry(plan, machine, module, symbols)
-    scratch.finish(module)
-    return module.text()
+    return regions
 
 
 def _entry(plan: GraphPlan, machine: Machine, module: Module, symbols: list[str]) -> None:
@@ -48,4 +49,5 @@ def _entry(plan: GraphPlan, machine: Machine, module: Module, symbols: list[str]
         b.line(f"call i32 @{symbols[call.kernel]}({', '.join([*listed, 'i32 %threads'])})")
     if plan.temporaries and not empty:
         b.lines.append(scratch.give(slot, block))
-    b.define(f"define i32 @{symbol_of(signature)}({', '.join(arguments)})", "nounwind", "ret i32 0")
+    head = f"define internal i32 @{body_symbol(signature)}({', '.join(arguments)})"
+    b.define(head, "nounwind", "ret i32 0")

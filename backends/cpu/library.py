@@ -47,12 +47,12 @@ def header(kernel: Kernel, machine: Machine) -> str:
         comments.append(f"   {d.name}_dim: at least 0")
     if kernel.constraints:
         wanted = ", ".join(format_expr(c) for c in kernel.constraints)
-        comments.append(f"   The dims must fulfil: {wanted}")
+        comments.append(f"   {wanted}")
     arguments.append("int32_t threads")
     comments += [
         "   threads: at most so many; 0 leaves it to OMP_NUM_THREADS",
-        "   An output shares no memory with another argument. Returns 0. May be called from",
-        "   several threads at a time.",
+        "   An output shares no memory with another argument. Returns 0; 1, having done nothing,",
+        "   where the dims are not as said. May be called from several threads at a time.",
     ]
     lines = [
         f"/* {kernel.name}, made by KIR {__version__} for {machine.cpu}.", "", *comments, "*/",

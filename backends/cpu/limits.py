@@ -7,7 +7,7 @@ import ctypes
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from kir.timing import Timing, interleaved
 
 Call = Callable[[], object]
 Limits = dict[str, Call]
+Maker = Callable[[], Call]
 
 COPY = """kernel copy[P, N](x: f32[P, N, 64]) -> (y: f32[P, N, 64]) {
   grid p: P {
@@ -134,18 +135,31 @@ class Work:
     flops: float
 
 
-def limit_calls(work: Work, threads: int, copies: Mapping[str, Call] | None = None) -> Limits:
+def limit_calls(work: Work, threads: int, copies: Mapping[str, Maker] | None = None) -> Limits:
     """The functions to be timed beside a kernel: `copy`, the fastest copy of as many bytes (of
     KIR's and the given ones); `read`, the fastest loop that reads them, where little is written;
     `peak`, a loop of multiply-adds, where there are products."""
-    found = {
-        "copy": fastest({"kir": stream_copy(work.bytes, threads), **(copies or {})}),
-    }
+    copying = {"kir": lambda: stream_copy(work.bytes, threads), **(copies or {})}
+    found = {"copy": _fastest(("copy", work.bytes, threads), copying)}
     if work.written * 4 < work.bytes:
-        found["read"] = fastest({str(n): read(work.bytes, threads, n) for n in (1, 2, 4)})
+        reading = {str(n): partial(read, work.bytes, threads, n) for n in (1, 2, 4)}
+        found["read"] = _fastest(("read", work.bytes, threads), reading)
     if work.flops:
         found["peak"] = fma_peak(threads)[0]
     return found
+
+
+_chosen: dict[tuple[str, int, int], str] = {}
+
+
+def _fastest(key: tuple[str, int, int], makers: Mapping[str, Maker]) -> Call:
+    """The fastest of some functions, tried once for each key."""
+    if key not in _chosen:
+        made = {name: make() for name, make in makers.items()}
+        trial = interleaved(made, 0.02)
+        _chosen[key] = min(made, key=lambda n: trial[n].quartile)
+        return made[_chosen[key]]
+    return makers[_chosen[key]]()
 
 
 def least_seconds(work: Work, threads: int, times: Mapping[str, Timing]) -> dict[str, float]:
@@ -155,8 +169,3 @@ def least_seconds(work: Work, threads: int, times: Mapping[str, Timing]) -> dict
     if work.flops:
         found["peak"] = work.flops / fma_peak(threads)[1] * times["peak"].median
     return found
-
-
-def fastest(functions: Mapping[str, Call]) -> Call:
-    trial = interleaved(functions, 0.02)
-    return functions[min(functions, key=lambda n: trial[n].quartile)]

@@ -76,8 +76,15 @@ class Emitted:
     regions: int
 
 
-def emit(kernel: Kernel, machine: Machine, checked: bool = False) -> Emitted:
-    """LLVM IR of a scheduled kernel; UnsupportedError where a construct has no lowering."""
+def emit(
+    kernel: Kernel,
+    machine: Machine,
+    checked: bool = False,
+    module: Module | None = None,
+    symbol: str | None = None,
+) -> Emitted:
+    """LLVM IR of a scheduled kernel; UnsupportedError where a construct has no lowering. With a
+    `module`, internal and under another `symbol`; the text is empty then."""
     for node in walk(kernel):
         if isinstance(node, Define | Reduce):
             raise UnsupportedError(
@@ -87,7 +94,7 @@ def emit(kernel: Kernel, machine: Machine, checked: bool = False) -> Emitted:
                 node=node,
             )
     try:
-        return KernelEmitter(kernel, machine, checked).run()
+        return KernelEmitter(kernel, machine, checked, module, symbol).run()
     except UnsupportedError as error:
         raise error.at(kernel=kernel) from None
 
@@ -137,8 +144,9 @@ class KernelEmitter:
         code.block(self.kernel.body)
         head = f"define {self.linkage}i32 @{self.symbol}({', '.join(arguments)})"
         b.define(head, "nounwind", "ret i32 0")
-        if not self.linkage:
-            scratch.finish(self.module)
+        if self.linkage:
+            return Emitted("", self.symbol, self.regions)
+        scratch.finish(self.module)
         return Emitted(self.module.text(), self.symbol, self.regions)
 
 

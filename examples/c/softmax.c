@@ -18,7 +18,7 @@ int main(int argc, char **argv) {
   if (!x || !y) return 2;
   for (size_t i = 0; i < count; i++) x[i] = (float)((i * 2654435761u) % 1000) / 100.0f;
 
-  if (kir_softmax(x, y, rows, columns, threads) != 0) return 3;
+  if (kir_softmax(x, y, rows, columns, threads) != 0) return 3; /* a negative size */
 
   double worst = 0;
   for (int64_t i = 0; i < rows; i++) {
