@@ -57,6 +57,28 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "embedding": (
         lambda w, i: F.embedding(i, w) * 2, (normal(9, 4), torch.tensor([[1, 8], [0, 3]]))
     ),
+    "conv2d": (
+        lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1).relu(),
+        (normal(2, 6, 9, 8), normal(4, 6, 3, 3), normal(4)),
+    ),
+    "depthwise": (
+        lambda x, w: F.conv2d(x, w, groups=6, dilation=2, padding=2),
+        (normal(1, 6, 9, 8), normal(6, 1, 3, 3)),
+    ),
+    "conv1d": (lambda x, w: F.conv1d(x, w, padding=2), (normal(2, 3, 17), normal(5, 3, 5))),
+    "pools": (
+        lambda x: (F.max_pool2d(x, 3, 2, 1), F.avg_pool2d(x, 2), F.adaptive_avg_pool2d(x, 1)),
+        (normal(2, 3, 9, 8),),
+    ),
+    "batch_norm": (
+        lambda x, m, v, w: F.batch_norm(x, m, v.exp(), w), (normal(2, 3, 5), *[normal(3)] * 3)
+    ),
+    "pad": (lambda x: F.pad(x, (1, 2, 0, 3), value=0.5) * 2, (normal(3, 4),)),
+    "indices": (
+        lambda x, i: (x[i], x[:, i[0]], x.gather(0, i[:2]), x.index_select(1, i[1])),
+        (normal(4, 3), torch.tensor([[1, 2, 0], [0, 1, 1], [3, 2, 2]]).clamp(max=2)),
+    ),
+    "order": (lambda x: (x.flip(0, 1), x.diagonal(1), *x.max(1)), (normal(4, 5),)),
     "strided input": (lambda x: x * 2, (normal(6, 5).t(),)),
     "channels last": (
         lambda x: x.relu(), (normal(2, 3, 4, 5).to(memory_format=torch.channels_last),)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch._decomp import core_aten_decompositions
+from torch._decomp import decomposition_table
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
 import kir
-from kir.errors import UsageError
-from kir.frontends.torch.lower import Lowered, Place, Result, is_supported, lower
+from kir.errors import UnsupportedError, UsageError
+from kir.frontends.torch.lower import Lowered, Place, Result, has_row, is_supported, lower
 
 NDArray = np.ndarray[Any, Any]
+_log = logging.getLogger("kir.torch")
 OPTIONS = ("target", "strict", "threads")
-KEPT = ("aten.silu.default", "aten.gelu.default", "aten._softmax.default",
-        "aten._log_softmax.default", "aten.native_layer_norm.default", "aten.var_mean.correction",
-        "aten.elu.default", "aten.leaky_relu.default", "aten.hardtanh.default")  # fmt: skip
-"""Operators that are compiled as they are, though torch would take them apart."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def backend(
     def compiler(graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Any:
         return make_boxed_func(compiled(graph, chosen))
 
-    table = {op: f for op, f in core_aten_decompositions().items() if str(op) not in KEPT}
+    table = {op: f for op, f in decomposition_table.items() if not has_row(op)}
     made: Callable[..., Any] = aot_autograd(fw_compiler=compiler, decompositions=table)(
         module, inputs
     )
@@ -65,10 +63,16 @@ def backend(
 def compiled(module: torch.fx.GraphModule, options: Options) -> Callable[..., Any]:
     """A graph of ATen operators as a function of tensors. Where not all is supported and it need
     not be, the parts that are."""
-    if options.strict or all(
-        is_supported(n) for n in module.graph.nodes if n.op == "call_function"
-    ):
-        return _Program(lower(module.graph), options)
+    nodes = [n for n in module.graph.nodes if n.op == "call_function"]
+    if options.strict or all(is_supported(n) for n in nodes):
+        try:
+            return _Program(lower(module.graph), options)
+        except UnsupportedError as error:
+            if options.strict:
+                raise
+            _log.info("PyTorch runs a part of %d operators: %s", len(nodes), error.message)
+            eager: Callable[..., Any] = module
+            return eager
     from kir.frontends.torch.partition import partitioned
 
     return partitioned(module, options)

@@ -16,10 +16,11 @@ from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND as KINDS
 from torch._prims_common import elementwise_dtypes
 
 from kir.dtypes import DTYPES, DType, bool_
-from kir.errors import UnsupportedError
+from kir.errors import DTypeError, UnsupportedError
 from kir.frontends.torch.dims import Dim, Index, View, unify
-from kir.frontends.torch.structural import STRUCTURAL
-from kir.frontends.torch.table import POINTWISE, Pointwise
+from kir.frontends.torch.gathers import GATHERS
+from kir.frontends.torch.structural import STRUCTURAL as PLAIN
+from kir.frontends.torch.table import POINTWISE, Pointwise, Structural
 from kir.frontends.torch.values import (
     CHEAP,
     PRODUCT,
@@ -31,8 +32,10 @@ from kir.frontends.torch.values import (
     index_of,
     pointwise,
 )
+from kir.frontends.torch.windows import WINDOWS
 from kir.ir import Axis, Call, Const, Define, Expr, Graph, Kernel, Module, Param, Read, const, walk
 
+STRUCTURAL: dict[str, Structural] = {**PLAIN, **WINDOWS, **GATHERS}
 LARGEST = 48
 """Operators of an expression that is computed where it is used; beyond it, it is stored."""
 SHARED = 4
@@ -40,7 +43,7 @@ SHARED = 4
 VIEWS = frozenset((
     "view.default", "_unsafe_view.default", "permute.default", "transpose.int", "t.default",
     "unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "expand.default",
-    "slice.Tensor", "select.int", "alias.default", "detach.default",
+    "slice.Tensor", "select.int", "alias.default", "detach.default", "diagonal.default",
 ))  # fmt: skip
 """Operators that move no data: of outputs, torch takes them itself."""
 MOST_DEFINITIONS = 24
@@ -120,16 +123,20 @@ def meta_of(value: torch.Tensor) -> Meta:
 
 def name_of(node: torch.fx.Node) -> str:
     """`add.Tensor` for aten's."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload) and target.namespace in ("aten", "prims"):
-        return str(target).removeprefix("aten.")
-    return getattr(target, "__name__", str(target))
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target).removeprefix("aten.")
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def has_row(operator: Any) -> bool:
+    """Whether the tables have a row for an ATen operator: torch need not take it apart."""
+    name = str(operator).removeprefix("aten.")
+    return name in POINTWISE or name in STRUCTURAL
 
 
 def is_supported(node: torch.fx.Node) -> bool:
-    """Whether the table has a row; a dtype may still be refused."""
-    name = name_of(node)
-    return name in POINTWISE or name in STRUCTURAL or name == "getitem"
+    """Whether the tables have a row; a dtype may still be refused."""
+    return has_row(node.target) or name_of(node) == "getitem"
 
 
 class Lowering:
@@ -163,6 +170,10 @@ class Lowering:
         self.views.append(made)
         return v.seen(dims, lambda indices: v.at(made.index(indices)))
 
+    def readable(self, v: Value) -> Value:
+        """A value of which each element is a read: this one, or this one stored."""
+        return v if v.plain else self.keep(v)
+
     def keep(self, v: Value) -> Value:
         """Store it."""
         if v.stored is None:
@@ -186,7 +197,10 @@ def lower(graph: torch.fx.Graph) -> Lowered:
             raise UnsupportedError(f"a graph with a node `{node.op}` is not lowered")
     (outputs,) = next(n for n in reversed(graph.nodes) if n.op == "output").args
     listed = [outputs] if isinstance(outputs, torch.fx.Node) else list(outputs)
-    return _Assembly(low, arguments).run(listed, values)
+    try:
+        return _Assembly(low, arguments).run(listed, values)
+    except DTypeError as error:  # of an op that KIR has for other dtypes only
+        raise UnsupportedError(error.message) from None
 
 
 def _placeholder(
@@ -204,6 +218,7 @@ def _placeholder(
         return Read(name, places, meta.dtype)
 
     found = Value([ordered[back[d]] for d in range(len(ordered))], meta.dtype, read)
+    found.plain = True
     arguments.append((name, meta, found))
     return found
 
@@ -256,12 +271,17 @@ def _pointwise(low: Lowering, row: Pointwise, args: Any, kwargs: Any, node: torc
     follows is an option of the row."""
     out = low.out.dtype
     operands = list(args[: row.operands])
+    if any(isinstance(v, Value) for v in (*args[row.operands :], *kwargs.values())):
+        raise UnsupportedError("a tensor in the place of an option is not compiled")
     wide = _computed_in(row, node, out)
 
     def element(*elements: Expr) -> Expr:
         left = iter(elements)
         full: list[Any] = []
         for k, a in enumerate(operands):
+            if a is None:
+                full.append(None)
+                continue
             e = next(left) if isinstance(a, Value) else _literal(a, wide or out)
             is_condition = row.kind == "WHERE" and k == 0
             full.append(e if is_condition or wide is None else cast(e, wide))
@@ -275,7 +295,9 @@ def _computed_in(row: Pointwise, node: torch.fx.Node, out: DType) -> DType | Non
     if row.kind in ("BOOL", "BOOL_OF", "WHERE"):
         return {"BOOL": bool_, "WHERE": out}.get(row.kind)
     examples = [
-        a.meta["val"] if isinstance(a, torch.fx.Node) else a for a in node.args[: row.operands]
+        a.meta["val"] if isinstance(a, torch.fx.Node) else a
+        for a in node.args[: row.operands]
+        if a is not None
     ]
     kind = getattr(KINDS, row.kind)
     return dtype_of(elementwise_dtypes(*examples, type_promotion_kind=kind)[0])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kir.dtypes import DType
+from kir.errors import UnsupportedError
 from kir.frontends.torch.values import Value
 from kir.ir import Const, Expr
 from kir.ops import op
@@ -129,7 +130,81 @@ def _bitwise(boolean: str, whole: str) -> Element:
     return lambda *args: op(boolean if args[0].dtype.is_bool else whole, *args)
 
 
+def _clamp_tensor(x: Expr, low: Expr | None = None, high: Expr | None = None) -> Expr:
+    x = x if low is None else op("max", x, low)
+    return x if high is None else op("min", x, high)
+
+
+def _known(name: str) -> Element:
+    """fmax, fmin: of a NaN and a number, the number."""
+
+    def element(a: Expr, b: Expr) -> Expr:
+        if not a.dtype.is_float:
+            return op(name, a, b)
+        rest = op("select", op("isnan", b), a, op(name, a, b))
+        return op("select", op("isnan", a), b, rest)
+
+    return element
+
+
+def _asinh(x: Expr) -> Expr:
+    """log1p(a + a^2 / (1 + sqrt(a^2 + 1))), a = |x|; log(2a) where the square overflows."""
+    a, one = op("abs", x), number(x, 1)
+    square = op("mul", a, a)
+    near = op("log1p", op("add", a, op("div", square, op("add", one, op("sqrt", op(
+        "add", square, one))))))  # fmt: skip
+    far = op("add", op("log", a), number(x, math.log(2)))
+    found = op("select", op("gt", a, number(x, 1e9)), far, near)
+    return op("select", op("lt", x, number(x, 0)), op("neg", found), found)
+
+
+def _acosh(x: Expr) -> Expr:
+    t = op("sub", x, number(x, 1))
+    root = op("sqrt", op("add", op("mul", number(x, 2), t), op("mul", t, t)))
+    far = op("add", op("log", x), number(x, math.log(2)))
+    near = op("log1p", op("add", t, root))
+    return op("select", op("gt", x, number(x, 1e9)), far, near)
+
+
+def _atanh(x: Expr) -> Expr:
+    ratio = op("div", op("mul", number(x, 2), x), op("sub", number(x, 1), x))
+    return op("mul", number(x, 0.5), op("log1p", ratio))
+
+
+def _log10(x: Expr) -> Expr:
+    return op("mul", op("log2", x), number(x, math.log10(2)))
+
+
+def _divided(a: Expr, b: Expr, rounding_mode: str | None = None) -> Expr:
+    if rounding_mode is None:
+        return op("div", a, b)
+    if a.dtype.is_float:
+        return op("floor" if rounding_mode == "floor" else "trunc", op("div", a, b))
+    return op("floordiv" if rounding_mode == "floor" else "tdiv", a, b)
+
+
+def _remainder(a: Expr, b: Expr) -> Expr:
+    if a.dtype.is_float:
+        raise UnsupportedError("a remainder of floats is not compiled")
+    return op("mod", a, b)
+
+
 POINTWISE: dict[str, Pointwise] = {
+    "clamp.Tensor": Pointwise(_clamp_tensor, operands=3),
+    "clamp_min.Tensor": Pointwise(_op("max"), operands=2),
+    "clamp_max.Tensor": Pointwise(_op("min"), operands=2),
+    "fmax.default": Pointwise(_known("max"), operands=2),
+    "fmin.default": Pointwise(_known("min"), operands=2),
+    "logical_xor.default": Pointwise(_op("ne"), "BOOL", operands=2),
+    "bitwise_xor.Tensor": Pointwise(_bitwise("ne", "bit_xor"), operands=2),
+    "asinh.default": Pointwise(_asinh, "INT_TO_FLOAT", True),
+    "acosh.default": Pointwise(_acosh, "INT_TO_FLOAT", True),
+    "atanh.default": Pointwise(_atanh, "INT_TO_FLOAT", True),
+    "log10.default": Pointwise(_log10, "INT_TO_FLOAT", True),
+    "div.Tensor_mode": Pointwise(_divided, operands=2),
+    "remainder.Tensor": Pointwise(_remainder, operands=2),
+    "remainder.Scalar": Pointwise(_remainder, operands=2),
+    "pow.Scalar": Pointwise(_op("pow"), heavy=True, operands=2),
     "add.Tensor": Pointwise(_add, operands=2),
     "add.Scalar": Pointwise(_add, operands=2),
     "sub.Tensor": Pointwise(_sub, operands=2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from kir.dtypes import DType
 from kir.frontends.torch.dims import Dim, Index, same, unify
@@ -26,6 +27,8 @@ class Value:
         self.dims, self.dtype, self._at = tuple(dims), dtype, at
         self._cost, self._size = cost, size
         self.stored: str | None = None
+        self.plain = False
+        """Whether an element is a read, which may be made to go beyond the edges."""
 
     @property
     def cost(self) -> int:
@@ -37,7 +40,9 @@ class Value:
 
     def seen(self, dims: Sequence[Dim], at: At) -> Value:
         """The same elements at other indices."""
-        return Value(dims, self.dtype, at, self.cost, self.size)
+        made = Value(dims, self.dtype, at, self.cost, self.size)
+        made.plain = self.plain or self.stored is not None
+        return made
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,6 +56,13 @@ class Value:
     def element(self, indices: Sequence[Index]) -> Expr:
         """The element, computed even where it is stored."""
         return self._at(indices)
+
+
+def padded(v: Value, indices: Sequence[Index], fill: Expr) -> Expr:
+    """An element that may be beyond the edges of a plain value; there it is `fill`."""
+    found = v.at(indices)
+    assert isinstance(found, Read)
+    return replace(found, fill=fill)
 
 
 def fresh(shape: Sequence[int]) -> tuple[Dim, ...]:
@@ -174,9 +186,12 @@ class Names:
         """An axis for each factor."""
         made = []
         for size in dim.factors:
-            made.append(Axis(f"i{self.count}", const(size)))
-            self.count += 1
+            made.append(Axis(f"i{self.next()}", const(size)))
         return tuple(made)
+
+    def next(self) -> int:
+        self.count += 1
+        return self.count - 1
 
 
 def index_of(axes: Sequence[Axis]) -> Index:
