@@ -78,7 +78,11 @@ REDUCTIONS: dict[str, tuple[str, Callable[..., Array]]] = {
     "max": ("f32", lambda x, axis: x.max(axis)),
     "argmax": ("i64", lambda x, axis: x.argmax(axis)),
 }
-AXES = (("i: M", "j: N, k: K", "N, K"), ("j: N", "i: M, k: K", "M, K"), ("k: K", "i: M, j: N", "M, N"))
+AXES = (
+    ("i: M", "j: N, k: K", "N, K"),
+    ("j: N", "i: M, k: K", "M, K"),
+    ("k: K", "i: M, j: N", "M, N"),
+)
 
 
 @pytest.mark.parametrize("shape", [(5, 37, 130), (300, 3, 64), (40, 1, 8), (1, 1, 1)])
@@ -127,3 +131,17 @@ def test_a_mean_over_rows_leaves_the_rows_parallel() -> None:
     want = (np.log(np.exp(wide).sum(1)) - wide[np.arange(37), label]).mean()
     for made in both(text, {"x": x, "label": label}, {"N": 37, "C": 75}):
         np.testing.assert_allclose(made["y"], want, rtol=1e-5)
+
+
+def test_mish_takes_one_function_and_a_division() -> None:
+    text = """kernel mish[M, N](x: f32[M, N]) -> (y: f32[M, N]) {
+  y[i: M, j: N] = x[i, j] * tanh(log1p(exp(x[i, j])))
+}"""
+    assert "tanh_of_log1p" in [a for s in plan(parse_kernel(text)) for a in s.args]
+    x = np.linspace(-100, 100, 3000, dtype=np.float32).reshape(30, 100)
+    x[0, :3] = np.inf, np.nan, 1e30
+    wide = x.astype(np.float64)
+    with np.errstate(over="ignore"):
+        want = wide * np.tanh(np.log1p(np.exp(wide)))
+    for made in both(text, {"x": x}, {"M": 30, "N": 100}):
+        np.testing.assert_allclose(made["y"], want, rtol=1e-6, atol=1e-37)

@@ -124,8 +124,8 @@ class Builder:
     def line(self, text: str) -> None:
         self.lines.append("  " + text)
 
-    def emit(self, instruction: str, ty: str, lanes: int = 0) -> V:
-        if instruction.partition(" ")[0] not in PURE:
+    def emit(self, instruction: str, ty: str, lanes: int = 0, pure: bool = False) -> V:
+        if not pure and instruction.partition(" ")[0] not in PURE:
             name = "%" + self.fresh()
             self.line(f"{name} = {instruction}")
             return V(name, ty, lanes)

@@ -340,7 +340,7 @@ def call(b: Builder, machine: Machine, name: str, x: V) -> V:
             result = _wave_or_exact(f, exact, argument, result)
         head = f"define internal {result.type} @{inner}({argument})"
         f.define(head, "alwaysinline", f"ret {result}")
-    return b.call(inner, "float", x.lanes, x)
+    return b.emit(f"call {x.type} @{inner}({x})", "float", x.lanes, pure=True)
 
 
 def _wave_or_exact(f: Builder, symbol: str, x: V, result: V) -> V:

@@ -68,10 +68,10 @@ BEYOND_THE_RING = frozenset({
     "abs_of_mul", "mul_of_abs", "abs_of_div", "div_of_abs", "max_of_adds", "add_of_max",
     "min_of_adds", "add_of_min", "sqrt_of_square", "square_of_sqrt", "square_of_rsqrt",
     "max_of_exps", "log_of_exp", "exp_of_log", "add_of_logs", "sub_of_logs", "log_of_recip",
-    "log_of_sqrt",
+    "log_of_sqrt", "tanh_of_log1p",
 })  # fmt: skip
 """Laws of floats that the ring lacks: it has no order that sums and products keep, squares without
-roots, and no inverse of `exp`."""
+roots, and no inverse of `exp`; nor is anything so great there that it may be cut off."""
 
 
 # --- conditions ----------------------------------------------------------------------------------
@@ -421,6 +421,10 @@ FUNCTIONS = (
     _near("sigmoid_to_tanh", "sigmoid(x) -> 0.5 * tanh(0.5 * x) + 0.5", "28 + 2 * abs(x)"),
     _near("tanh_to_exp", "tanh(x) -> 1 - 2 / (exp(2 * x) + 1)", "60 + 12 * abs(x)"),
     _near("tanh_to_sigmoid", "tanh(x) -> 2 * sigmoid(2 * x) - 1", "52 + 12 * abs(x)"),
+    _near("tanh_of_log1p",  # beyond 2^30 it is 1, and the squares must not overflow
+          "tanh(log1p(x)) -> min(x, 1073741824) * (min(x, 1073741824) + 2) "
+          "/ (min(x, 1073741824) * (min(x, 1073741824) + 2) + 2)",
+          "40 * tanh(log1p(x))", x="nonnegative"),
     _near("sinh_to_exp", "sinh(x) -> (exp(x) - exp(-x)) * 0.5", "(36 + 4 * abs(x)) * cosh(x)"),
     _near("cosh_to_exp", "cosh(x) -> (exp(x) + exp(-x)) * 0.5", "(36 + 4 * abs(x)) * cosh(x)"),
     # trigonometry

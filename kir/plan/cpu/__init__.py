@@ -22,13 +22,13 @@ from kir.plan.cpu.chip import Chip
 from kir.plan.cpu.columns import columns
 from kir.plan.cpu.contractions import contraction
 from kir.plan.cpu.convolutions import convolution, phases, ungroup
-from kir.plan.cpu.elementwise import elementwise
+from kir.plan.cpu.elementwise import cheaper, elementwise
 from kir.plan.cpu.loops import REGISTERS, spread
 from kir.plan.cpu.recurrences import outline_inputs, recurrences
 from kir.plan.cpu.rows import fetch_ahead, inner_loops
 from kir.plan.cpu.scans import scans
-from kir.plan.cpu.vectors import matrix_vector
 from kir.plan.cpu.totals import totals
+from kir.plan.cpu.vectors import matrix_vector
 from kir.plan.cpu.windows import lanes_around, lanes_outside, windows
 
 __all__ = ["Chip", "plan"]
@@ -45,6 +45,7 @@ def plan(kernel: Kernel, chip: Chip = Chip()) -> tuple[Step, ...]:  # noqa: B008
         return tuple(draft.steps)
     if any(isinstance(n, Define | Reduce) for n in walk(kernel)):
         inline_pointwise(draft)
+        cheaper(draft)
         inputs = outline_inputs(draft)
         draft.take("loops")
         recurrences(draft, inputs, chip)

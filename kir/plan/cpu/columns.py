@@ -1,8 +1,8 @@
-"""Reductions along an axis that is not the contiguous one: lanes along the contiguous parallel axis,
-and an accumulator for each of a block of results, which the first cache holds while the reduced axis
-is walked outside of it. So memory is read in long runs, in the order in which it lies.
+"""Reductions along an axis that is not the contiguous one: lanes along the contiguous parallel
+axis, and an accumulator for each of a block of results, which the first cache holds while the
+reduced axis is walked outside of it. So memory is read in long runs, in the order in which it lies.
 
-    for j_o { acc[16, 256] = 0; for i { for j: 16, k: 256 { acc[j, k] += x[i, j_o*16 + j, k] } } ... }
+    for j_o { acc[16, 256] = 0; for i { for j: 16, k: 256 { acc[j, k] += x[i, j_o*16 + j, k] } } }
 """
 
 from __future__ import annotations
