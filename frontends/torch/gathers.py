@@ -10,7 +10,7 @@ from kir.errors import UnsupportedError
 from kir.frontends.torch.dims import Index
 from kir.frontends.torch.structural import amax, amin, argmax, argmin
 from kir.frontends.torch.table import Structural
-from kir.frontends.torch.values import Value, aligned, cast, fresh
+from kir.frontends.torch.values import Value, aligned, cast, fresh, held
 from kir.ir import Expr, const
 from kir.ops import op
 
@@ -61,10 +61,10 @@ def best(name: str) -> Structural:
     return both
 
 
-def _whole_number(e: Expr, size: int) -> Expr:
+def _from_either_end(e: Expr, size: int) -> Expr:
     """An index as torch takes it: a negative one counts from the end."""
     e = cast(e, i64)
-    return op("select", op("lt", e, const(0)), op("add", e, const(size)), e)
+    return held(op("select", op("lt", e, const(0)), op("add", e, const(size)), e), size)
 
 
 def index_select(low: Lowering, x: Value, axis: int, indices: Value) -> Value:
@@ -75,9 +75,9 @@ def index_select(low: Lowering, x: Value, axis: int, indices: Value) -> Value:
     new = indices.dims[0] if indices.dims else fresh([1])[0]
 
     def at(place: Sequence[Index]) -> Expr:
-        row = cast(indices.at([place[axis]] if indices.dims else []), i64)
-        held = x.dims[axis].split(row) if x.dims[axis].size > 1 else ()
-        return x.at([*place[:axis], held, *place[axis + 1 :]])
+        row = held(indices.at([place[axis]] if indices.dims else []), x.dims[axis].size)
+        chosen = x.dims[axis].split(row) if x.dims[axis].size > 1 else ()
+        return x.at([*place[:axis], chosen, *place[axis + 1 :]])
 
     return x.seen([*x.dims[:axis], new, *x.dims[axis + 1 :]], at)
 
@@ -113,7 +113,7 @@ def index(low: Lowering, x: Value, indices: Sequence[Value | None]) -> Value:
                 found.append(next(left))
                 continue
             v = chosen[k]
-            e = _whole_number(v.at(aligned(v, middle, here)), d.size)
+            e = _from_either_end(v.at(aligned(v, middle, here)), d.size)
             found.append(d.split(e) if d.size > 1 else ())
         return x.at(found)
 
@@ -135,7 +135,7 @@ def gather(
         raise UnsupportedError("gather by one number is not compiled")
 
     def at(place: Sequence[Index]) -> Expr:
-        e = cast(indices.at(place), i64)
+        e = held(indices.at(place), x.dims[axis].size)
         found: list[Index] = []
         for k, (d, i) in enumerate(zip(x.dims, place, strict=True)):
             along = e if k == axis else indices.dims[k].joined(i) if i else const(0)

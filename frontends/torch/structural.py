@@ -15,6 +15,7 @@ from kir.frontends.torch.values import (
     cast,
     contracted,
     expanded,
+    held,
     inserted,
     permuted,
     pointwise,
@@ -398,7 +399,7 @@ def embedding(low: Lowering, weight: Value, indices: Value, padding: int = -1, *
     low.whole(rows)
 
     def at(place: Sequence[Index]) -> Expr:
-        row = cast(indices.at(place[:-1]), i64)
+        row = held(indices.at(place[:-1]), rows.size)
         return weight.at([rows.split(row), place[-1]])
 
     return Value(dims, weight.dtype, at)

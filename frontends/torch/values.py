@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from kir.dtypes import DType
+from kir.dtypes import DType, i64
 from kir.frontends.torch.dims import Dim, Index, same, unify
 from kir.ir import Axis, Cast, Const, Expr, Read, Reduce, Var, const
 from kir.ops import op
@@ -174,6 +174,12 @@ def inserted(v: Value, axis: int) -> Value:
         return v.at([*indices[:axis], *indices[axis + 1 :]])
 
     return v.seen([*v.dims[:axis], Dim(1), *v.dims[axis:]], at)
+
+
+def held(index: Expr, size: int) -> Expr:
+    """An index out of a tensor as an i64, kept within a dim: eager raises an error for others, and
+    here at least no memory is read that is not the tensor's."""
+    return op("min", op("max", cast(index, i64), const(0)), const(max(size - 1, 0)))
 
 
 class Names:
