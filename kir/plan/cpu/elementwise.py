@@ -39,7 +39,7 @@ def elementwise(draft: Draft, prefix: list[str], width: int) -> None:
     if _transposed(draft, prefix):
         return
     best = max(prefix, key=lambda n: (contiguous_score(draft.loop(n)), prefix.index(n)))
-    order = [n for n in prefix if n != best] + [best]
+    order = [n for n in _as_read(draft, prefix, best) if n != best] + [best]
     if order != prefix and not draft.attempt("reorder", tuple(order)):
         best, order = prefix[-1], prefix
     extent = constant_extent(draft, best)
@@ -51,7 +51,22 @@ def elementwise(draft: Draft, prefix: list[str], width: int) -> None:
         before = set(draft.loop_names())
         if draft.attempt("split", *blocks, CHUNK // width):
             outer = [*outer, *(set(draft.loop_names()) - before)]
-    spread(draft, coarse(draft, outer, extent, GRAIN))
+    grid = coarse(draft, outer, extent, GRAIN)
+    inner = [n for n in prefix if n in order[:-1] and n not in grid]
+    if len(inner) > 1:
+        draft.attempt("reorder", tuple(inner))
+    spread(draft, grid)
+
+
+def _as_read(draft: Draft, prefix: list[str], best: str) -> list[str]:
+    """The axes in the order of an operand that has them all, `best` last, but otherwise than the
+    output: reading in order is worth more than writing so, since stores need not be waited for."""
+    for n in walk(draft.loop(prefix[0])):
+        if isinstance(n, Read) and _last(n) == best:
+            order = [i.name for i in n.indices if isinstance(i, Var)]
+            if sorted(order) == sorted(prefix):
+                return order
+    return prefix
 
 
 def coarse(draft: Draft, outer: list[str], inside: int | None, grain: int) -> list[str]:
