@@ -146,18 +146,27 @@ class Single:
     def within(self, x: V, limit: float) -> V:
         """Whether |x| <= limit in all lanes, as one i1; NaN is not. Magnitudes compare as integers,
         and the greatest of several registers is compared."""
-        b = self.b
-        size = b.op("and", self.bits(x), integer(0x7FFFFFFF, "i32"))
+        size = self.b.op("and", self.bits(x), integer(0x7FFFFFFF, "i32"))
+        return self._all_to(size, self.bits(self.c(limit)))
+
+    def normal(self, x: V) -> V:
+        """Whether x is positive, finite and not subnormal in all lanes, as one i1."""
+        size = self.b.op("sub", self.bits(x), integer(0x00800000, "i32"))
+        return self._all_to(size, integer(0x7EFFFFFF, "i32"))
+
+    def _all_to(self, size: V, limit: V) -> V:
+        """Whether no lane is above the limit, as unsigned integers."""
+        b, lanes = self.b, size.lanes
         while size.lanes > max(8, self.machine.vector_bits // 32) and size.lanes % 2 == 0:
             size = b.intrinsic("llvm.umax", *b.halves(size))
-        good = b.icmp("sle", size, self.bits(self.c(limit)))
-        return b.all(good) if x.lanes else good
+        good = b.icmp("ule", size, limit)
+        return b.all(good) if lanes else good
 
-    def quick(self, x: V, usual: Function, rare: Function, limit: float) -> V:
-        """usual(x) where |x| <= limit in all lanes, as it mostly is, else rare(x)."""
+    def quick(self, test: V, x: V, usual: Function, rare: Function) -> V:
+        """usual(x) where the test holds, as it mostly does, else rare(x)."""
         b = self.b
         here, there, done = b.fresh("usual"), b.fresh("rare"), b.fresh("done")
-        b.branch(self.within(x, limit), here, there)
+        b.branch(test, here, there)
         b.label(here)
         one = usual(self, x)
         here = b.block
@@ -191,7 +200,7 @@ def _exp_rare(s: Single, x: V) -> V:
 
 def exp(s: Single, x: V) -> V:
     """Where all lanes are moderate, as they mostly are, clamping and scaling in steps fall away."""
-    return s.quick(x, _exp_usual, _exp_rare, 87.0)
+    return s.quick(s.within(x, 87.0), x, _exp_usual, _exp_rare)
 
 
 def _exp2_usual(s: Single, x: V) -> V:
@@ -209,7 +218,7 @@ def _exp2_rare(s: Single, x: V) -> V:
 
 
 def exp2(s: Single, x: V) -> V:
-    return s.quick(x, _exp2_usual, _exp2_rare, 126.0)
+    return s.quick(s.within(x, 126.0), x, _exp2_usual, _exp2_rare)
 
 
 def expm1(s: Single, x: V) -> V:
@@ -221,14 +230,15 @@ def expm1(s: Single, x: V) -> V:
     return s.b.select(tiny, x, result)
 
 
-def _log_parts(s: Single, x: V) -> tuple[V, V, V]:
+def _log_parts(s: Single, x: V, normal: bool) -> tuple[V, V, V]:
     """x = 2^k * (1 + f), f in [sqrt(1/2) - 1, sqrt(2) - 1]: (f, log(1 + f) - f, k as f32)."""
     b = s.b
     small = b.fcmp("olt", x, s.c(2.0**-126))
-    normal = b.select(small, s.mul(x, s.c(2.0**23)), x)
-    i = b.op("sub", s.bits(normal), integer(0x3F3504F3, "i32"))
+    scaled = x if normal else b.select(small, s.mul(x, s.c(2.0**23)), x)
+    i = b.op("sub", s.bits(scaled), integer(0x3F3504F3, "i32"))
     k = b.convert("sitofp", b.op("ashr", i, integer(23, "i32")), "float")
-    k = s.sub(k, b.select(small, b.splat(s.c(23.0), x.lanes), b.splat(s.c(0.0), x.lanes)))
+    if not normal:
+        k = s.sub(k, b.select(small, b.splat(s.c(23.0), x.lanes), b.splat(s.c(0.0), x.lanes)))
     m = b.op("add", b.op("and", i, integer(0x7FFFFF, "i32")), integer(0x3F3504F3, "i32"))
     f = s.sub(s.from_bits(m), s.c(1.0))
     square = s.mul(f, f)
@@ -243,29 +253,58 @@ def _log_specials(s: Single, x: V, result: V, zero: float = 0.0) -> V:
     return b.select(b.fcmp("olt", x, s.c(zero)), s.c(math.nan), result)
 
 
-def _log_sum(s: Single, x: V) -> V:
-    f, rest, k = _log_parts(s, x)
+def _log_sum(s: Single, x: V, normal: bool = False) -> V:
+    f, rest, k = _log_parts(s, x, normal)
     low = s.fma(k, s.c(LN2_REST), rest)
     return s.fma(k, s.c(LN2_SHORT), s.add(f, low))
 
 
-def log(s: Single, x: V) -> V:
+def _log_usual(s: Single, x: V) -> V:
+    return _log_sum(s, x, normal=True)
+
+
+def _log_rare(s: Single, x: V) -> V:
     return _log_specials(s, x, _log_sum(s, x))
 
 
-def log2(s: Single, x: V) -> V:
-    f, rest, k = _log_parts(s, x)
+def log(s: Single, x: V) -> V:
+    return s.quick(s.normal(x), x, _log_usual, _log_rare)
+
+
+def _log2_usual(s: Single, x: V, normal: bool = True) -> V:
+    f, rest, k = _log_parts(s, x, normal)
     log_high = s.add(f, rest)
     low = s.add(s.sub(f, log_high), rest)
-    result = s.fma(log_high, s.c(LOG2E), s.fma(low, s.c(LOG2E), k))
-    return _log_specials(s, x, result)
+    return s.fma(log_high, s.c(LOG2E), s.fma(low, s.c(LOG2E), k))
+
+
+def _log2_rare(s: Single, x: V) -> V:
+    return _log_specials(s, x, _log2_usual(s, x, normal=False))
+
+
+def log2(s: Single, x: V) -> V:
+    return s.quick(s.normal(x), x, _log2_usual, _log2_rare)
+
+
+def _log1p_lost(s: Single, x: V, u: V) -> V:
+    """What rounding 1 + x to u leaves out of the logarithm."""
+    return s.div(s.sub(x, s.sub(u, s.c(1.0))), u)
+
+
+def _log1p_usual(s: Single, x: V) -> V:
+    u = s.add(x, s.c(1.0))
+    result = s.add(_log_sum(s, u, normal=True), _log1p_lost(s, x, u))
+    return s.b.select(s.b.fcmp("olt", s.abs(x), s.c(2.0**-26)), x, result)
+
+
+def _log1p_rare(s: Single, x: V) -> V:
+    u = s.add(x, s.c(1.0))
+    result = _log_specials(s, x, s.add(_log_sum(s, u), _log1p_lost(s, x, u)), -1.0)
+    return s.b.select(s.b.fcmp("olt", s.abs(x), s.c(2.0**-26)), x, result)
 
 
 def log1p(s: Single, x: V) -> V:
-    u = s.add(x, s.c(1.0))
-    lost = s.div(s.sub(x, s.sub(u, s.c(1.0))), u)
-    result = _log_specials(s, x, s.add(_log_sum(s, u), lost), -1.0)
-    return s.b.select(s.b.fcmp("olt", s.abs(x), s.c(2.0**-26)), x, result)
+    return s.quick(s.normal(s.add(x, s.c(1.0))), x, _log1p_usual, _log1p_rare)
 
 
 def tanh(s: Single, x: V) -> V:
@@ -284,7 +323,7 @@ def _sigmoid_rare(s: Single, x: V) -> V:
 
 
 def sigmoid(s: Single, x: V) -> V:
-    return s.quick(x, _sigmoid_usual, _sigmoid_rare, 87.0)
+    return s.quick(s.within(x, 87.0), x, _sigmoid_usual, _sigmoid_rare)
 
 
 def erf(s: Single, x: V) -> V:
