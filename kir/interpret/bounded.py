@@ -287,11 +287,23 @@ def _float_op(
             wild = wild | np.isinf(bound)
     values = [a[0] for a in args]
     own = own_error(name, values, v, dtype.unit_roundoff, extra)
+    if name in ("add", "sub", "fma") and dtype != f64:
+        e = e + _lost(name, values, np.asarray(v))
     correct = ROUNDINGS[name] == 1.0 and extra is None
     if correct or own.any():
         return finish(np.asarray(v), np.asarray(e), own, wild, dtype, correct)
     e = np.where(np.isfinite(v), np.where(np.isnan(e), np.inf, e), 0.0)
     return np.asarray(v), np.where(wild, np.inf, e)
+
+
+def _lost(name: str, args: Sequence[Array], v: Array) -> Array:
+    """What f64 rounded away of a sum (Knuth's two-sum), so that 1 + 1e-30 is not taken for exact;
+    the product of a `fma` of narrower numbers is exact in f64."""
+    a, b = (args[0] * args[1], args[2]) if name == "fma" else (args[0], args[1])
+    b = -b if name == "sub" else b
+    part = v - a
+    rest = (a - (v - part)) + (b - part)
+    return np.where(np.isfinite(rest), np.abs(rest), 0.0)
 
 
 def _select(c: Value, a: Value, b: Value) -> Value:

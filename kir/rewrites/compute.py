@@ -295,7 +295,9 @@ class ComputeAt(Rewrite):
         for name, d in over.items():
             self._check_element(kernel, held[name], d)
         made = self._narrowed(buffer, producer, over, windows)
-        return shifted(made, self.buffer, _kept(windows, whole), padded=False)
+        # an element made of others, of a dim kept whole, may find the fill where there is none
+        kept = _kept(windows, whole)
+        return shifted(made, self.buffer, kept, padded=bool(whole & set(kept)))
 
     def _renamed(self, kernel: Kernel, producers: list[Stmt]) -> list[Stmt]:
         """The producers with names that nothing else in the kernel has."""
