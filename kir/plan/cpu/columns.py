@@ -17,6 +17,8 @@ from kir.rewrites.base import var_names
 
 LEAST = 64
 """Results of a block, at least: some lines of the cache."""
+STEPS = (4, 3, 2)
+"""Steps of a reduced loop that are added at once: accumulators are loaded and stored less often."""
 TASKS = 4
 """Blocks for each core, at least, where there are enough results."""
 
@@ -35,12 +37,30 @@ def columns(draft: Draft, prefix: list[str], chip: Chip) -> bool:
         after = _apart(trial, inside, reduced[0])
         if after is None or not trial.attempt("reorder", (*reduced, *inside)):
             return False
+        before = set(trial.loop_names())
         tile(trial, inside[-1], chip.lanes * REGISTERS)
+        _together(trial, reduced[-1], [*inside[:-1], *(set(trial.loop_names()) - before)])
         inside = after
     tile(trial, inside[-1], chip.lanes * REGISTERS)
     spread(trial, grid)
     draft.adopt(trial)
     return True
+
+
+def _together(draft: Draft, reduced: str, around: list[str]) -> None:
+    """Add some steps of the reduced loop at once to each accumulator, within the loops `around`:
+    steps far apart, so that memory is read in several streams."""
+    extent = constant_extent(draft, reduced) or 1
+    steps = next((n for n in STEPS if extent % n == 0), 1)
+    if steps == 1 or not around:
+        return
+    trial = draft.fork()
+    before = set(trial.loop_names())
+    if not trial.attempt("split", reduced, extent // steps):
+        return
+    (far,) = set(trial.loop_names()) - before
+    if trial.attempt("reorder", (reduced, *around, far)) and trial.attempt("bind", far, "unroll"):
+        draft.adopt(trial)
 
 
 def _reductions(draft: Draft, prefix: list[str]) -> list[list[str]]:
