@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from kir.dtypes import DType
+from kir.dtypes import DType, bf16, f32, f64
 from kir.ir import Cast, Const, Expr, Op, Reduce
 from kir.rewrites.base import Effect
 
@@ -49,6 +49,11 @@ class Law:
     error: str = ""
     when: Mapping[str, str] = field(default_factory=dict, hash=False)
     let: str = ""
+    dtypes: tuple[DType, ...] = ()
+    """Those that it is about, where not all of its kinds are."""
+
+    def is_about(self, dtype: DType) -> bool:
+        return dtype.kind in self.kinds and (not self.dtypes or dtype in self.dtypes)
 
     def effect_for(self, dtype: DType) -> Effect:
         return self.effect if dtype.is_float else "exact"
@@ -421,10 +426,11 @@ FUNCTIONS = (
     _near("sigmoid_to_tanh", "sigmoid(x) -> 0.5 * tanh(0.5 * x) + 0.5", "28 + 2 * abs(x)"),
     _near("tanh_to_exp", "tanh(x) -> 1 - 2 / (exp(2 * x) + 1)", "60 + 12 * abs(x)"),
     _near("tanh_to_sigmoid", "tanh(x) -> 2 * sigmoid(2 * x) - 1", "52 + 12 * abs(x)"),
-    _near("tanh_of_log1p",  # beyond 2^30 it is 1, and the squares must not overflow
-          "tanh(log1p(x)) -> min(x, 1073741824) * (min(x, 1073741824) + 2) "
-          "/ (min(x, 1073741824) * (min(x, 1073741824) + 2) + 2)",
-          "40 * tanh(log1p(x))", x="nonnegative"),
+    Law("tanh_of_log1p",  # beyond 2^30 it is 1, and the squares must not overflow
+        "tanh(log1p(x)) -> min(x, 1073741824) * (min(x, 1073741824) + 2) "
+        "/ (min(x, 1073741824) * (min(x, 1073741824) + 2) + 2)",
+        FLOAT, "approximates", "40 * tanh(log1p(x))", {"x": "nonnegative"},
+        dtypes=(f64, f32, bf16)),
     _near("sinh_to_exp", "sinh(x) -> (exp(x) - exp(-x)) * 0.5", "(36 + 4 * abs(x)) * cosh(x)"),
     _near("cosh_to_exp", "cosh(x) -> (exp(x) + exp(-x)) * 0.5", "(36 + 4 * abs(x)) * cosh(x)"),
     # trigonometry

@@ -162,7 +162,7 @@ def _typed(law: Law, dtype: DType) -> _Typed:
 def _by_root(dtype: DType) -> dict[str, tuple[_Typed, ...]]:
     """The laws about `dtype` by the op at the root of their patterns, parsed in one kernel."""
     found: dict[str, list[_Typed]] = {}
-    for typed in _parsed(tuple(w for w in LAWS.values() if dtype.kind in w.kinds), dtype):
+    for typed in _parsed(tuple(w for w in LAWS.values() if w.is_about(dtype)), dtype):
         assert isinstance(typed.pattern, Op)
         found.setdefault(typed.pattern.name, []).append(typed)
     return {name: tuple(laws) for name, laws in found.items()}
@@ -214,7 +214,7 @@ def apply_law(law: Law, e: Expr) -> Expr | None:
     if not isinstance(e, Op):
         return None
     for dtype in _abouts(e):
-        if dtype.kind in law.kinds:
+        if law.is_about(dtype):
             made = _instance(_typed(law, dtype), e)
             if made is not None:
                 return made
