@@ -88,6 +88,8 @@ class Accesses:
         self.b, self.machine, self.scope, self.places = b, machine, scope, places
         self.scalars = Scalars(b, machine)
         self._first_lane = False
+        self._known: dict[Read, V] | None = None
+        """Elements that the expression of one store has read already: nothing writes meanwhile."""
 
     # --- expressions
 
@@ -210,10 +212,20 @@ class Accesses:
         if self.scope.turned and e in self.scope.turned and not self._first_lane:
             axis, block = self.scope.turned[e]
             return self.scalars.from_memory(block[self.scope.values[axis].constant or 0], t.type)
-        if e.fill is not None:
-            return self._padded_read(t, e, e.fill)
-        if self._is_checked(e):
-            return self._padded_read(t, e, Cast(const(0), t.type))
+        known = None if self._first_lane else self._known
+        if e.fill is not None or self._is_checked(e):
+            self._known = None  # what is read on the way there is read under conditions
+            found = self._padded_read(t, e, e.fill or Cast(const(0), t.type))
+            self._known = known
+            return found
+        if known is not None and e in known:
+            return known[e]
+        found = self._plain_read(t, e)
+        if known is not None:
+            known[e] = found
+        return found
+
+    def _plain_read(self, t: Tensor, e: Read) -> V:
         if self.scope.mask is None and self._stride(t, e.indices):
             return self._load_strided(t, e.indices)
         place = self.address(t, e.indices)
@@ -434,7 +446,9 @@ class Accesses:
 
     def _store_all(self, s: Store) -> None:
         t = self.scope.tensors[s.target]
+        self._known = {}
         value = self.value(s.value)
+        self._known = None
         if self._is_checked(s):
             with self._only_inside(t, s):
                 self._store(t, s, value)

@@ -5,7 +5,7 @@ of both axes, which whole lines of the cache fill, in blocks that the second cac
 from __future__ import annotations
 
 from kir.ir import Define, Op, Read, Store, Var, walk
-from kir.plan.common import Draft, constant_extent, contiguous_score
+from kir.plan.common import HEAVY, Draft, constant_extent, contiguous_score
 from kir.plan.cpu.loops import spread, tile
 from kir.rewrites.base import var_names
 from kir.simplify import linear
@@ -56,6 +56,9 @@ def elementwise(draft: Draft, prefix: list[str], width: int) -> None:
     if len(inner) > 1:
         draft.attempt("reorder", tuple(inner))
     spread(draft, grid)
+    ops = {n.name for n in walk(draft.loop(best)) if isinstance(n, Op)}
+    if blocks and ops & HEAVY:  # what takes long to compute does not look far ahead by itself
+        draft.attempt("hint", *blocks, "ahead", 1)
 
 
 def _as_read(draft: Draft, prefix: list[str], best: str) -> list[str]:
