@@ -204,14 +204,19 @@ def judge_replay(kernel: Kernel, steps: Sequence[Step], result: Kernel) -> Failu
 
 
 def load(kernel: Kernel, target: Target) -> Executable:
-    """Compiled code of a scheduled kernel; Triton's is generated and interpreted."""
-    backend = target.backend
+    """Compiled code of a scheduled kernel; Triton's is generated and interpreted, and the cpu's
+    runs on two threads, however small the work."""
+    backend: Any = target.backend
     if backend.manifest.name == "triton":
         artifact = backend.lower(kernel, target.name, target.chip, "source")
-        loader: Any = backend
-        loaded: Executable = loader.load(artifact, interpret=True)
-        return loaded
-    return backend.load(backend.lower(kernel, target.name, target.chip))
+        interpreted: Executable = backend.load(artifact, interpret=True)
+        return interpreted
+    artifact = backend.lower(kernel, target.name, target.chip)
+    if target.name == "cpu":
+        threaded: Executable = backend.with_threads(artifact, -2)
+        return threaded
+    loaded: Executable = backend.load(artifact)
+    return loaded
 
 
 def judge_target(

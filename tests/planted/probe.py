@@ -23,7 +23,13 @@ import numpy as np
 
 from kir.check import check_kernel
 from kir.dtypes import DTYPES, DType
-from kir.errors import DTypeError, KirError, MissingHardwareError, UnsupportedError
+from kir.errors import (
+    DTypeError,
+    KirError,
+    MissingHardwareError,
+    RewriteError,
+    UnsupportedError,
+)
 from kir.fuzz.cases import CRASHES
 from kir.fuzz.derivations import Variant, extended, is_spec
 from kir.fuzz.judge import Prepared, judge_ring, judge_target, judge_value, load, prepare
@@ -51,6 +57,8 @@ class Program:
     spec: Kernel
     steps: tuple[Step, ...]
     target: str | None = None
+    refused: bool = False
+    """Whether a step should be refused; where it is not, the result is looked at like any other."""
 
 
 class Found(Exception):
@@ -67,6 +75,8 @@ class Found(Exception):
 def climb(program: Program) -> None:
     """Raise Found at the first rung that shows something wrong."""
     variant = _static(program)
+    if variant is None:
+        return
     examples = _examples(program.spec, variant.kernel)
     if program.steps:
         for p in examples:
@@ -86,8 +96,9 @@ def climb(program: Program) -> None:
                 _judge(f"on {program.target}", found)
 
 
-def _static(program: Program) -> Variant:
-    """The derivation, step by step: one that is refused here, or does not check, is a finding."""
+def _static(program: Program) -> Variant | None:
+    """The derivation, step by step: one that is refused here, or does not check, is a finding.
+    None where a step is refused that should be."""
     variant = Variant((), program.spec)
     try:
         for step in program.steps:
@@ -96,6 +107,8 @@ def _static(program: Program) -> Variant:
             variant = extended(variant, Step("loops"))
         check_kernel(variant.kernel)
     except KirError as error:
+        if program.refused and isinstance(error, RewriteError):
+            return None
         raise Found("static", error.message) from None
     return variant
 
@@ -137,8 +150,8 @@ def rewrites(first: str) -> Iterator[Program]:
             continue
         (kernel,) = module.kernels().values()
         for name, schedule in module.schedules().items():
-            if name.startswith("good"):
-                yield Program(f"{path.stem} {name}", kernel, schedule.steps)
+            refused = name.startswith("refused")
+            yield Program(f"{path.stem} {name}", kernel, schedule.steps, refused=refused)
 
 
 def on(target: str, inner: Programs) -> Programs:
@@ -146,7 +159,8 @@ def on(target: str, inner: Programs) -> Programs:
 
     def programs(first: str) -> Iterator[Program]:
         for p in inner(first):
-            yield Program(p.name, p.spec, p.steps, target)
+            if not p.refused:
+                yield Program(p.name, p.spec, p.steps, target)
 
     return programs
 
