@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +261,7 @@ class Runner:
         error = check(case, outputs, want, "before timing")
         functions: dict[str, Callable[[], object]] = {"ours": lambda: function(*inputs, out=out)}
         functions |= {n: r.call for n, r in rivals.items() if r.call is not None}
-        functions |= limits.limit_calls(work, threads, {"torch": torch_copy(case.bytes)})
+        functions |= limits.limit_calls(work, threads, {"torch": partial(torch_copy, case.bytes)})
         options = self.options
         times = interleaved(functions, options.seconds, options.rounds, self.clock)
         for array in out:
