@@ -40,6 +40,7 @@ from kir.rewrites.reduction import ContractFma, ParallelReduce, RFactor
 from kir.rewrites.regroup import Distribute, Join, Regroup
 from kir.rewrites.reuse import Fold, Reuse
 from kir.rewrites.rules import Rule
+from kir.rewrites.shadow import Shadow
 from kir.rewrites.skip import Skip
 from kir.rewrites.split import Split
 from kir.rewrites.split_reduction import SplitK, SplitReduction
@@ -82,6 +83,7 @@ _ALL: tuple[type[Rewrite], ...] = (
     SetLayout,
     Reuse,
     Fold,
+    Shadow,
     Carry,
     RFactor,
     ParallelReduce,

@@ -1,0 +1,102 @@
+"""Scans: running sums and other recurrences of one element from the one before it.
+
+What runs along the recurrence is the loop inside; lanes run along a parallel axis, several vectors
+of them, so that the latency of one step hides behind others. The newest slice is kept in registers.
+Where the recurrence itself walks memory element by element (a running sum along rows), blocks of
+rows are turned in registers on their way in and out.
+"""
+
+from __future__ import annotations
+
+from kir.errors import RewriteError
+from kir.ir import Loop, Read, Store, Var, walk
+from kir.plan.common import Draft, chain, constant_extent, is_parallel
+from kir.plan.cpu.chip import Chip
+from kir.plan.cpu.loops import spread
+from kir.rewrites.legality import carried
+
+CHAINS = 4
+"""Vectors of lanes, independent chains of the recurrence: they hide the latency of an addition."""
+BLOCK = 64
+"""Steps of the recurrence that are staged at a time: with the lanes they fill half of an L1."""
+SIDE = 16
+"""Rows and columns of a tile that is turned in registers: a line of f32."""
+
+
+def scans(draft: Draft, chip: Chip) -> None:
+    """Schedule the nests that are scans; what is refused is left to others."""
+    for loop in [s for s in draft.kernel.body if isinstance(s, Loop) and s.kind == "for"]:
+        nest = chain(loop)
+        if len(nest) < 2 or carried(loop) is None or not all(map(is_parallel, nest[1:])):
+            continue
+        trial = draft.fork()
+        try:
+            _scan(trial, nest, chip)
+        except RewriteError:
+            continue
+        draft.adopt(trial)
+
+
+def _scan(draft: Draft, nest: tuple[Loop, ...], chip: Chip) -> None:
+    """Take the steps; RewriteError where the nest has another form or one is refused."""
+    steps, names = nest[0].axis.name, [x.axis.name for x in nest]
+    (store,) = nest[-1].body if len(nest[-1].body) == 1 else (None,)
+    if not isinstance(store, Store) or store.op is not None or not store.indices:
+        raise RewriteError("no single store", kernel=draft.kernel)
+    last = store.indices[-1]
+    if not isinstance(last, Var) or last.name not in names:
+        raise RewriteError("the store strides", kernel=draft.kernel)
+    along = last.name == steps
+    lane = names[-1] if along else last.name
+    width = CHAINS * chip.lanes
+    extent = constant_extent(draft, lane)
+    if extent is not None and extent < chip.lanes:
+        raise RewriteError("there are too few lanes", kernel=draft.kernel)
+    draft.take("shadow", store.target, buffer="running")
+    draft.take("split", lane, width)
+    around = chain(draft.loop(steps))
+    (block,) = (x.axis.name for x in around if x.axis.name not in names)
+    outer = [n for n in names[1:] if n != lane]
+    draft.take("reorder", (*outer, block, steps, lane))
+    draft.take("contract", "running", "local")
+    draft.take("carry", "running", steps)
+    if along:
+        _turn(draft, store, steps, lane)
+    draft.take("bind", lane, "tile")
+    spread(draft, [*outer, block])
+
+
+def _turn(draft: Draft, store: Store, steps: str, lane: str) -> None:
+    """Stage what is read and stored along the recurrence, blocks of steps at a time."""
+    before = set(draft.loop_names())
+    draft.take("split", steps, BLOCK)
+    (blocks,) = set(draft.loop_names()) - before
+    reads = dict.fromkeys(
+        n.tensor
+        for n in walk(store.value)
+        if isinstance(n, Read) and n.tensor != store.target and n.indices
+        and n.indices[-1] == Var(steps) and any(Var(lane) == i for i in n.indices)
+    )  # fmt: skip
+    rank = len(store.indices)
+    order = (rank - 1, *range(rank - 1))
+    for tensor in reads:
+        _square(draft, "stage", tensor, blocks, order)
+    _square(draft, "stage_out", store.target, blocks, order)
+
+
+def _square(draft: Draft, rewrite: str, tensor: str, blocks: str, order: tuple[int, ...]) -> None:
+    """Stage a tensor the other way round, its copy in tiles that are turned in registers."""
+    before = set(draft.loop_names())
+    draft.take(rewrite, tensor, blocks, "local", order=order)
+    tiles = [n for n in draft.loop_names() if n not in before][-2:]
+    if rewrite == "stage":
+        tiles.reverse()  # the last one is to be contiguous in what is stored
+    around: list[str] = []
+    for name in tiles:
+        before = set(draft.loop_names())
+        extent = constant_extent(draft, name) or SIDE
+        draft.take("split", name, min(SIDE, extent))
+        around += set(draft.loop_names()) - before
+    draft.take("reorder", (*around, *tiles))
+    for name in tiles:
+        draft.take("bind", name, "tile")
