@@ -158,7 +158,7 @@ class AccelCode(Code):
     def __init__(self, owner: KernelEmitter, b: Builder, scope: Scope) -> None:
         super().__init__(owner, b, scope, top=False)
 
-    def statement(self, s: Stmt) -> V | None:
+    def statement(self, s: Stmt) -> str | None:
         try:
             if isinstance(s, Placed):
                 self._placed(s)

@@ -30,8 +30,8 @@ class CastStorage(Rewrite):
         for i: M { for l: 64 { c[i, j] += f32(a[i, l]) * t[l] } }
 
     Every bit stays: a conversion of equal values gives equal values. An integer type that has all
-    values of the old one may also stand between: `i32(t[i])` of an i8 is the same of an i16. Refused
-    where a read stands under no such conversion, and where the buffer is updated.
+    values of the old one may also stand between: `i32(t[i])` of an i8 is the same of an i16.
+    Refused where a read stands under no such conversion, and where the buffer is updated.
     """
 
     name: ClassVar[str] = "cast_storage"

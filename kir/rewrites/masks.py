@@ -41,7 +41,8 @@ class Unmask(Rewrite):
         tile i_2: 8 where i_o*8 + i_2 < M { y[i_o*8 + i_2] = acc[i_2] }
 
     The body may only store to buffers, at the index `i` itself and those others that the mask
-    takes; whoever reads these does so at indices under the same mask. Every access must be in bounds without the mask.
+    takes; whoever reads these does so at indices under the same mask. Every access must be in
+    bounds without the mask.
     """
 
     name: ClassVar[str] = "unmask"
