@@ -150,7 +150,8 @@ class WindowPlan:
         self.draft, self.seen, self.chip, self.accumulates = draft, seen, chip, accumulates
         self.weights = weights
         rows, lines, columns = map(seen.size, (seen.channel, seen.line, seen.column))
-        self.block = min(blocks(chip), key=lambda b: cycles(b, rows, lines, columns, chip))
+        fitting = [b for b in blocks(chip) if seen.channel or lines % b.lines == 0]
+        self.block = min(fitting, key=lambda b: cycles(b, rows, lines, columns, chip))
 
     def run(self) -> bool:
         """Take the steps; False where one is refused that the others need."""
@@ -197,7 +198,8 @@ class WindowPlan:
         taps = prod(t + 1 for t in s.taps.values())
         deep = max(1, prod(s.size(a) for a in s.reduction) // taps)
         line = 4 * deep * width * s.strides[s.line_dim]
-        lines, most = s.size(s.line), max(1, (self.chip.l2 // 2) // line)
+        cache = self.chip.l1 if s.channel is None else self.chip.l2 // 2
+        lines, most = s.size(s.line), max(1, cache // line)
         even = ceil(lines / ceil(lines / most))
         return ceil(even / self.block.lines) * self.block.lines
 
@@ -249,9 +251,13 @@ class WindowPlan:
             made[-2:] = reversed(made[-2:])
             d.attempt("reorder", tuple(made[-2:]))
         width = constant_extent(d, made[-1])
+        rest = []
         if width is not None and width > COPIED:
-            self.cut(made[-1], COPIED)
-        d.attempt("bind", made[-1], "tile")
+            before = set(d.loop_names())
+            outer = self.cut(made[-1], COPIED, tail="peel")
+            rest = [n for n in d.loop_names() if n not in before and n != outer]
+        for name in (made[-1], *rest):
+            d.attempt("bind", name, "tile")
 
     def pack(self, weights: Read, loop: str) -> None:
         """Copy the weights into panels of channels, where a channel's do not lie together."""
