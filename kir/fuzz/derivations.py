@@ -15,7 +15,7 @@ from itertools import islice
 from kir.errors import KirError, RewriteError, ScheduleError
 from kir.fuzz.cases import CRASHES, Failure, crash
 from kir.fuzz.expressions import Dice
-from kir.ir import Define, Kernel, Reduce, Step, StepArg, walk
+from kir.ir import Const, Define, Kernel, Loop, Node, Reduce, Step, StepArg, children, walk
 from kir.rewrites import EFFECTS, REWRITES, Effect, canonical, make_rewrite
 from kir.rewrites.base import Domain, Move, Whole
 
@@ -112,6 +112,13 @@ def is_spec(kernel: Kernel) -> bool:
 
 def size_of(kernel: Kernel) -> int:
     return sum(1 for _ in walk(kernel))
+
+
+def unrolled(node: Node) -> int:
+    """The nodes of a kernel with its unrolled loops written out."""
+    extent = node.axis.extent if isinstance(node, Loop) and node.kind == "unroll" else None
+    copies = int(extent.value) if isinstance(extent, Const) else 1
+    return 1 + copies * sum(unrolled(c) for c in children(node))
 
 
 @dataclass

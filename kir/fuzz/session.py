@@ -22,6 +22,7 @@ from kir.fuzz.derivations import (
     is_spec,
     show,
     size_of,
+    unrolled,
     variants,
 )
 from kir.fuzz.expressions import Dice
@@ -53,8 +54,9 @@ PROFILES = (*PLAIN, "shifted", "special", "wide")
 """Of inputs; the plain ones have neither infinities nor NaNs, which laws of the reals forget."""
 CHECKED, READ, REPLAYED = 30.0, 15.0, 5.0
 """Percent of the pairs whose result is checked, printed and parsed, derived anew."""
-COMPILED = 160
-"""Nodes of the greatest kernel that is compiled: LLVM takes its time over others."""
+COMPILED, UNROLLED = 160, 4000
+"""Nodes of the greatest kernel that is compiled, as written and unrolled: LLVM takes its time over
+others."""
 
 
 @dataclass
@@ -224,7 +226,7 @@ class Session:
         if is_spec(variant.kernel):
             variant = extended(variant, LOOPS[0])
             case = replace(case, steps=variant.steps)
-        if size_of(variant.kernel) > COMPILED:
+        if size_of(variant.kernel) > COMPILED or unrolled(variant.kernel) > UNROLLED:
             outcome.counts["too large"] += 1
             outcome.counts["pairs"] -= 1
             return

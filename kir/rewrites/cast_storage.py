@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from kir.dtypes import DType
-from kir.ir import Buffer, Cast, Expr, Kernel, Node, Read, Store, rebuild, walk
+from kir.ir import Buffer, Cast, Expr, Kernel, Node, Read, Store, children, rebuild, walk
 from kir.rewrites.base import Effect, Move, Rewrite, buffers_of, find_buffer, refuse, statements
 from kir.rewrites.precision import dtype_named
 
@@ -95,19 +95,20 @@ def _bare_read(kernel: Kernel, buffer: Buffer, dtype: DType) -> Read | None:
     """A read of the buffer that is not the operand of a conversion to `dtype`, nor, where `dtype`
     has all values of the buffer's, to another integer type."""
     between = buffer.type.is_integer and dtype.is_integer and _has_all(dtype, buffer.type)
-    good = {
-        id(n.value)
-        for s in kernel.body
-        for n in walk(s)
-        if isinstance(n, Cast)
-        and isinstance(n.value, Read)
-        and (n.type == dtype or (between and n.type.is_integer))
-    }
-    for s in kernel.body:
-        for n in walk(s):
-            if isinstance(n, Read) and n.tensor == buffer.name and id(n) not in good:
-                return n
-    return None
+
+    def bare(n: Node) -> Read | None:
+        if isinstance(n, Cast) and (n.type == dtype or (between and n.type.is_integer)):
+            inner = n.value
+            if isinstance(inner, Read) and inner.tensor == buffer.name:
+                return first(children(inner))
+        if isinstance(n, Read) and n.tensor == buffer.name:
+            return n
+        return first(children(n))
+
+    def first(nodes: Iterable[Node]) -> Read | None:
+        return next((found for n in nodes if (found := bare(n)) is not None), None)
+
+    return first(kernel.body)
 
 
 def _has_all(wide: DType, narrow: DType) -> bool:
@@ -115,6 +116,3 @@ def _has_all(wide: DType, narrow: DType) -> bool:
     if wide.kind == narrow.kind:
         return wide.bits >= narrow.bits
     return narrow.kind == "uint" and wide.bits > narrow.bits
-
-
-__all__ = ["CastStorage"]

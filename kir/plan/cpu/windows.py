@@ -277,8 +277,10 @@ def windows(draft: Draft, nest: Loop, chip: Chip) -> bool:
         return False
     inside = chain(loops[0])
     reduction = [x.axis.name for x in inside]
-    (*others, update) = inside[-1].body
-    if others or not isinstance(update, Store) or update.op is None or update.indices:
+    if len(inside[-1].body) != 1:
+        return False
+    (update,) = inside[-1].body
+    if not isinstance(update, Store) or update.op is None or update.indices:
         return False
     axes = {parallel[-1], *reduction}
     reads = [n for n in walk(update.value) if isinstance(n, Read)]
