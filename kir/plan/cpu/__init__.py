@@ -7,6 +7,8 @@ always work.
 
 from __future__ import annotations
 
+from kir.check import check_kernel
+from kir.errors import BoundsError, ScopeError
 from kir.ir import Define, If, Kernel, Loop, Reduce, Step, walk
 from kir.plan.common import (
     Draft,
@@ -37,12 +39,28 @@ __all__ = ["Chip", "plan"]
 def plan(kernel: Kernel, chip: Chip = Chip()) -> tuple[Step, ...]:  # noqa: B008
     """The steps from `kernel` (a spec, or half scheduled) to a schedule for this chip.
 
-    Every kernel gets one: at worst, its canonical loops.
+    Every kernel gets one: at worst, its canonical loops. Where dims are symbolic the checker may
+    be unable to show of windows that they are in bounds; then they are planned as rows.
     """
+    draft = _planned(kernel, chip, windowed=True)
+    if any(d.default is None for d in kernel.dims) and not _is_sound(draft):
+        draft = _planned(kernel, chip, windowed=False)
+    return tuple(draft.steps)
+
+
+def _is_sound(draft: Draft) -> bool:
+    try:
+        check_kernel(draft.kernel)
+    except (BoundsError, ScopeError):
+        return False
+    return True
+
+
+def _planned(kernel: Kernel, chip: Chip, windowed: bool) -> Draft:
     draft = Draft(kernel)
     if attention(draft, chip):
         draft.attempt("contract_fma")
-        return tuple(draft.steps)
+        return draft
     if any(isinstance(n, Define | Reduce) for n in walk(kernel)):
         inline_pointwise(draft)
         cheaper(draft)
@@ -53,17 +71,19 @@ def plan(kernel: Kernel, chip: Chip = Chip()) -> tuple[Step, ...]:  # noqa: B008
     fuse_nests(draft, totals=False)
     contract_temporaries(draft, row_space="local")
     for name in [loop.axis.name for loop in nests(draft.kernel) if loop.kind == "for"]:
-        for part in phases(draft, name):
-            _schedule(draft, part, chip)
+        for part in phases(draft, name) if windowed else [name]:
+            _schedule(draft, part, chip, windowed)
     draft.attempt("contract_fma")
-    return tuple(draft.steps)
+    return draft
 
 
-def _schedule(draft: Draft, name: str, chip: Chip) -> None:
+def _schedule(draft: Draft, name: str, chip: Chip, windowed: bool) -> None:
     name = ungroup(draft, name)
     nest, lanes = draft.loop(name), chip.lanes
     found = contraction_in(nest)
-    if found is not None and (convolution(draft, found, chip) or contraction(draft, found, chip)):
+    if found is not None and (
+        (windowed and convolution(draft, found, chip)) or contraction(draft, found, chip)
+    ):
         return
     if matrix_vector(draft, nest, chip):
         return
@@ -72,7 +92,7 @@ def _schedule(draft: Draft, name: str, chip: Chip) -> None:
         inner_loops(draft, totals(draft, nest, chip), lanes)
     elif not any(isinstance(s, Loop | If) for s in draft.loop(prefix[-1]).body):
         elementwise(draft, prefix, lanes * REGISTERS)
-    elif columns(draft, prefix, chip) or windows(draft, nest, chip):
+    elif columns(draft, prefix, chip) or (windowed and windows(draft, nest, chip)):
         return
     elif lanes_outside(draft, prefix[-1]):
         lanes_around(draft, prefix, lanes * 2)

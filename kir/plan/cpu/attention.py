@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kir.errors import RewriteError
+from kir.check import check_kernel
+from kir.errors import RewriteError, ScopeError
 from kir.ir import Cast, Define, Loop, Op, Read, Reduce, Store, walk
 from kir.plan.common import (
     HEAVY,
@@ -77,8 +78,9 @@ def attention(draft: Draft, chip: Chip) -> bool:
         casts = _outline_casts(trial, roles)
         trial.take("loops")
         _Schedule(trial, roles, casts, chip).build()
-    except RewriteError:
-        return False
+        check_kernel(trial.kernel)
+    except (RewriteError, ScopeError):
+        return False  # ScopeError: lanes beyond the last query would read what is not converted
     draft.adopt(trial)
     return True
 
