@@ -13,11 +13,12 @@ from kir.ir import Loop, Read, Store, Var, walk
 from kir.plan.common import Draft, chain, constant_extent, is_parallel
 from kir.plan.cpu.chip import Chip
 from kir.plan.cpu.loops import spread
+from kir.rewrites.base import fresh, names_in
 from kir.rewrites.legality import carried
 
-CHAINS = 4
-"""Vectors of lanes, independent chains of the recurrence: they hide the latency of an addition."""
-BLOCK = 64
+CHAINS = 1
+"""Vectors of lanes. One: few rows at a time are few streams, which the prefetchers can follow."""
+BLOCK = 256
 """Steps of the recurrence that are staged at a time: with the lanes they fill half of an L1."""
 SIDE = 16
 """Rows and columns of a tile that is turned in registers: a line of f32."""
@@ -26,10 +27,14 @@ SIDE = 16
 def scans(draft: Draft, chip: Chip) -> None:
     """Schedule the nests that are scans; what is refused is left to others."""
     for loop in [s for s in draft.kernel.body if isinstance(s, Loop) and s.kind == "for"]:
-        nest = chain(loop)
-        if len(nest) < 2 or carried(loop) is None or not all(map(is_parallel, nest[1:])):
+        if carried(loop) is None:
             continue
         trial = draft.fork()
+        if len(loop.body) > 1 and isinstance(loop.body[0], Loop):
+            trial.attempt("merge", loop.body[0].axis.name, len(chain(loop.body[0])))
+        nest = chain(trial.loop(loop.axis.name))
+        if len(nest) < 2 or not all(map(is_parallel, nest[1:])):
+            continue
         try:
             _scan(trial, nest, chip)
         except RewriteError:
@@ -40,9 +45,12 @@ def scans(draft: Draft, chip: Chip) -> None:
 def _scan(draft: Draft, nest: tuple[Loop, ...], chip: Chip) -> None:
     """Take the steps; RewriteError where the nest has another form or one is refused."""
     steps, names = nest[0].axis.name, [x.axis.name for x in nest]
-    (store,) = nest[-1].body if len(nest[-1].body) == 1 else (None,)
-    if not isinstance(store, Store) or store.op is not None or not store.indices:
-        raise RewriteError("no single store", kernel=draft.kernel)
+    first, store = nest[-1].body[0], nest[-1].body[-1]
+    outputs = {p.name for p in draft.kernel.outputs}
+    if not isinstance(first, Store) or not isinstance(store, Store) or len(nest[-1].body) > 2:
+        raise RewriteError("no scan", kernel=draft.kernel)
+    if store.op is not None or store.target not in outputs or not store.indices:
+        raise RewriteError("no output is stored", kernel=draft.kernel)
     last = store.indices[-1]
     if not isinstance(last, Var) or last.name not in names:
         raise RewriteError("the store strides", kernel=draft.kernel)
@@ -52,31 +60,36 @@ def _scan(draft: Draft, nest: tuple[Loop, ...], chip: Chip) -> None:
     extent = constant_extent(draft, lane)
     if extent is not None and extent < chip.lanes:
         raise RewriteError("there are too few lanes", kernel=draft.kernel)
-    draft.take("shadow", store.target, buffer="running")
+    running = first.target
+    if first is store:
+        running = fresh(f"{store.target}_running", names_in(draft.kernel))
+        draft.take("shadow", store.target, buffer=running)
     draft.take("split", lane, width)
     around = chain(draft.loop(steps))
     (block,) = (x.axis.name for x in around if x.axis.name not in names)
     outer = [n for n in names[1:] if n != lane]
     draft.take("reorder", (*outer, block, steps, lane))
-    draft.take("contract", "running", "local")
-    draft.take("carry", "running", steps)
+    draft.take("contract", running, "local")
+    draft.take("carry", running, steps)
     if along:
-        _turn(draft, store, steps, lane)
+        _turn(draft, (first, store), steps, lane)
     draft.take("bind", lane, "tile")
     spread(draft, [*outer, block])
 
 
-def _turn(draft: Draft, store: Store, steps: str, lane: str) -> None:
+def _turn(draft: Draft, stores: tuple[Store, Store], steps: str, lane: str) -> None:
     """Stage what is read and stored along the recurrence, blocks of steps at a time."""
     before = set(draft.loop_names())
     draft.take("split", steps, BLOCK)
     (blocks,) = set(draft.loop_names()) - before
     reads = dict.fromkeys(
         n.tensor
-        for n in walk(store.value)
-        if isinstance(n, Read) and n.tensor != store.target and n.indices
+        for s in stores
+        for n in walk(s.value)
+        if isinstance(n, Read) and n.tensor not in {x.target for x in stores} and n.indices
         and n.indices[-1] == Var(steps) and any(Var(lane) == i for i in n.indices)
     )  # fmt: skip
+    store = stores[-1]
     rank = len(store.indices)
     order = (rank - 1, *range(rank - 1))
     for tensor in reads:
