@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 HASHES = Path(__file__).parent / "replays.json"
 CPU = Target("cpu", arch="x86-64-v3")
 """Not the machine's own, whose caches the default schedule looks at."""
-FILES = sorted((ROOT / "examples").rglob("*.kir"))
+FILES = sorted((ROOT / "examples").rglob("[!.]*.kir"))
 
 
 def derivations(module: Module) -> Iterator[tuple[str, Kernel, tuple[Step, ...]]]:
