@@ -12,7 +12,7 @@ SOURCES := kir frontends backends agent tests benchmarks examples
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,triton,cute,agent,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[torch,triton,cute,agent,postgres,ray,dev]'
 	touch $@
 
 demo: .venv/ready

@@ -1,269 +1,303 @@
 """The store: every run and every node of a search, in a database named by a URL.
 
-SQLite (in WAL mode) by default; nothing here is particular to it but `_prepare_sqlite`. A node is
-committed when it is made, so a search killed at any moment loses nothing that was evaluated.
+Several workers on several machines may share one. A node is entered when a worker claims it, for
+a time (its lease), under a constraint that its IR is new in the run; and committed again with its
+verdict. A claim whose worker is gone is taken over by another. So a search killed at any moment
+loses nothing that was evaluated. Nothing here is particular to SQLite but `_prepare_sqlite`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kir.errors import MissingExtraError, StoreError
+import kir.agent.tables as tables
+from kir.agent.tables import CLAIMED, Json, NodeRow, RunRow, Transcript, dumped
+from kir.errors import StoreError
 
-try:
-    import sqlalchemy as sa
-    from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-except ImportError as error:
-    raise MissingExtraError(
-        "the search keeps its nodes in a database through SQLAlchemy, which is not installed",
-        hint="pip install 'kir[agent]'",
-    ) from error
+import sqlalchemy as sa  # isort: skip  (`tables` has said which extra is missing)
+from sqlalchemy.orm import Session  # isort: skip
 
-SCHEMA = 1
-"""Version of the tables; a store of another version is refused rather than misread."""
+from kir.agent.migrations import SCHEMA, bring_up  # isort: skip
 
-Json = Any
+__all__ = ["SCHEMA", "NodeRow", "RunRow", "Store", "Transcript", "this_worker"]
+
+LOG_LIMIT = 20_000
+"""Characters of a log that are kept: the end of it."""
 
 
-@dataclass(frozen=True)
-class RunRow:
-    """One search. `source` is the spec's module as text: with a node's derivation it is the whole
-    variant. `settings` is what the search was asked for, `result` what it found in the end."""
-
-    id: int
-    fingerprint: str
-    kernel: str
-    source: str
-    dims: Mapping[str, int]
-    target: str
-    arch: str
-    baseline: str
-    seed: int
-    status: str
-    settings: Mapping[str, Json]
-    provenance: Mapping[str, Json]
-    result: Mapping[str, Json]
+def this_worker() -> str:
+    """`host:pid:start`: who claims. The start tells a process from a later one of the same id."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
 
 
-@dataclass(frozen=True)
-class NodeRow:
-    """One variant. `status` is a verdict's; `fitness` is baseline time / its time, 0 on failure.
-
-    `parents` are node ids of the same run. `seconds` and `baseline_seconds` are medians measured
-    interleaved in one process. `id` is 0 until the store gives one.
-    """
-
-    run: int
-    parents: tuple[int, ...]
-    derivation: str
-    ir_hash: str
-    status: str
-    fitness: float = 0.0
-    seconds: float | None = None
-    baseline_seconds: float | None = None
-    error: str = ""
-    provenance: Mapping[str, Json] = field(default_factory=dict)
-    id: int = 0
+def _started(pid: int) -> str:
+    """When a process began, in the kernel's ticks; "" where there is none, or no /proc."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    fields = stat.rsplit(")", 1)[1].split()
+    return "" if fields[0] == "Z" else fields[19]
 
 
-class _Base(DeclarativeBase):
-    pass
-
-
-class _Meta(_Base):
-    __tablename__ = "kir_meta"
-    key: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
-    value: Mapped[str] = mapped_column(sa.Text)
-
-
-class _Run(_Base):
-    __tablename__ = "kir_runs"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    made: Mapped[str] = mapped_column(sa.String(40))
-    fingerprint: Mapped[str] = mapped_column(sa.String(64), index=True)
-    kernel: Mapped[str] = mapped_column(sa.Text)
-    source: Mapped[str] = mapped_column(sa.Text)
-    dims: Mapped[str] = mapped_column(sa.Text)
-    target: Mapped[str] = mapped_column(sa.String(64))
-    arch: Mapped[str] = mapped_column(sa.String(64))
-    baseline: Mapped[str] = mapped_column(sa.Text)
-    seed: Mapped[int] = mapped_column(sa.BigInteger)
-    status: Mapped[str] = mapped_column(sa.String(16))
-    settings: Mapped[str] = mapped_column(sa.Text)
-    provenance: Mapped[str] = mapped_column(sa.Text)
-    result: Mapped[str] = mapped_column(sa.Text, default="{}")
-
-
-class _Node(_Base):
-    __tablename__ = "kir_nodes"
-    __table_args__ = (sa.UniqueConstraint("run", "ir_hash"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    made: Mapped[str] = mapped_column(sa.String(40))
-    run: Mapped[int] = mapped_column(sa.ForeignKey("kir_runs.id"), index=True)
-    parents: Mapped[str] = mapped_column(sa.Text)
-    derivation: Mapped[str] = mapped_column(sa.Text)
-    ir_hash: Mapped[str] = mapped_column(sa.String(64))
-    status: Mapped[str] = mapped_column(sa.String(16))
-    fitness: Mapped[float]
-    seconds: Mapped[float | None]
-    baseline_seconds: Mapped[float | None]
-    error: Mapped[str] = mapped_column(sa.Text)
-    provenance: Mapped[str] = mapped_column(sa.Text)
+def _is_gone(owner: str) -> bool:
+    """Whether the claiming process is known to have ended: it was on this machine."""
+    host, _, rest = owner.partition(":")
+    pid, _, started = rest.partition(":")
+    return host == socket.gethostname() and pid.isdecimal() and _started(int(pid)) != started
 
 
 class Store:
     """The database behind `url` (`sqlite:///tune.db`, `postgresql://...`).
 
     Raises StoreError, with the database's own words, where it cannot be opened, read or written,
-    and where it was made by another version.
+    and where it was made by a later version.
     """
 
-    def __init__(self, url: str, *, create: bool = True) -> None:
+    def __init__(
+        self, url: str, *, create: bool = True, clock: Callable[[], float] = time.time
+    ) -> None:
         self.url = url
+        self._clock = clock
         with _translated(url):
             parsed = sa.make_url(url)
-            if parsed.get_backend_name() == "sqlite":
+            sqlite = parsed.get_backend_name() == "sqlite"
+            if sqlite:
                 _check_file(parsed.database, create)
             self._engine = sa.create_engine(parsed)
-            if parsed.get_backend_name() == "sqlite":
+            if sqlite:
                 _prepare_sqlite(self._engine)
-            self._check_schema(create)
+            bring_up(self._engine, create, self.shown)
+
+    @property
+    def shown(self) -> str:
+        """The URL without its password."""
+        return _without_password(self.url)
 
     def close(self) -> None:
         self._engine.dispose()
 
-    def _check_schema(self, create: bool) -> None:
-        if create:
-            _Base.metadata.create_all(self._engine)
-        elif not sa.inspect(self._engine).has_table(_Meta.__tablename__):
-            raise StoreError(f"`{self.url}` holds no searches")
-        with Session(self._engine) as session, session.begin():
-            found = session.get(_Meta, "schema")
-            if found is None:
-                session.add(_Meta(key="schema", value=str(SCHEMA)))
-            elif found.value != str(SCHEMA):
-                raise StoreError(
-                    f"`{self.url}` was made by a version of KIR with schema {found.value}",
-                    hint=f"this one reads schema {SCHEMA}; name another store",
-                )
-
     @contextmanager
-    def _session(self) -> Iterator[Session]:
-        with _translated(self.url), Session(self._engine) as session, session.begin():
-            yield session
+    def session(self, *, writes: bool = False) -> Iterator[Session]:
+        """One transaction; errors of the database come out as StoreErrors."""
+        with _translated(self.url):
+            engine = self._engine.execution_options(writes=writes)
+            with Session(engine) as session, session.begin():
+                yield session
+
+    # --- runs ----------------------------------------------------------------------------------
 
     def add_run(self, row: RunRow) -> int:
         """Commit a run; gives its id (`row.id` is ignored)."""
-        with self._session() as session:
-            made = _Run(
+        with self.session(writes=True) as session:
+            made = tables.Run(
                 made=_now(),
                 fingerprint=row.fingerprint,
                 kernel=row.kernel,
                 source=row.source,
-                dims=json.dumps(dict(row.dims)),
+                dims=dumped(row.dims),
                 target=row.target,
                 arch=row.arch,
                 baseline=row.baseline,
                 seed=row.seed,
                 status=row.status,
-                settings=json.dumps(dict(row.settings)),
-                provenance=json.dumps(dict(row.provenance)),
-                result=json.dumps(dict(row.result)),
+                settings=dumped(row.settings),
+                provenance=dumped(row.provenance),
+                result=dumped(row.result),
             )
             session.add(made)
             session.flush()
             return made.id
 
     def finish_run(self, run: int, status: str, result: Mapping[str, Json]) -> None:
-        with self._session() as session:
-            row = session.get(_Run, run)
+        with self.session(writes=True) as session:
+            row = session.get(tables.Run, run)
             if row is None:
                 raise StoreError(f"the store has no run {run}")
-            row.status, row.result = status, json.dumps(dict(result))
+            row.status, row.result = status, dumped(result)
+
+    def run(self, run: int) -> RunRow:
+        with self.session() as session:
+            row = session.get(tables.Run, run)
+            if row is None:
+                raise StoreError(f"the store has no run {run}")
+            return tables.run_row(row)
+
+    def runs(self) -> list[RunRow]:
+        with self.session() as session:
+            rows = session.scalars(sa.select(tables.Run).order_by(tables.Run.id))
+            return [tables.run_row(row) for row in rows]
+
+    def find_run(self, fingerprint: str) -> RunRow | None:
+        """The latest run that asked for just this search."""
+        matches = tables.Run.fingerprint == fingerprint
+        with self.session() as session:
+            row = session.scalars(
+                sa.select(tables.Run).where(matches).order_by(-tables.Run.id)
+            ).first()
+            return None if row is None else tables.run_row(row)
+
+    # --- nodes ---------------------------------------------------------------------------------
+
+    def claim(self, row: NodeRow, owner: str, seconds: float) -> int | None:
+        """Enter a variant that `owner` is going to evaluate within `seconds`; gives its id, or None
+        where the run has its IR already."""
+        seen = (tables.Node.run == row.run, tables.Node.ir_hash == row.ir_hash)
+        try:
+            with self.session(writes=True) as session:
+                if session.scalar(sa.select(tables.Node.id).where(*seen)) is not None:
+                    return None
+                made = _node(row)
+                made.status, made.owner, made.lease = CLAIMED, owner, self._clock() + seconds
+                return _enter(session, made, row.parents)
+        except _TakenError:  # by another worker, between the look and the entry
+            return None
+
+    def finish(self, row: NodeRow, owner: str) -> bool:
+        """Commit the verdict on a variant that `owner` claimed; False where the claim was lost to
+        another worker, whose verdict stands."""
+        mine = (
+            tables.Node.id == row.id,
+            tables.Node.owner == owner,
+            tables.Node.status == CLAIMED,
+        )
+        values = {
+            "status": row.status,
+            "fitness": row.fitness,
+            "seconds": row.seconds,
+            "baseline_seconds": row.baseline_seconds,
+            "error": row.error,
+            "log": row.log[-LOG_LIMIT:],
+            "resources": dumped(row.resources),
+            "provenance": dumped(row.provenance),
+            "owner": "",
+        }
+        with self.session(writes=True) as session:
+            changed: Any = session.execute(sa.update(tables.Node).where(*mine).values(**values))
+            return bool(changed.rowcount == 1)
+
+    def take_over(self, run: int, owner: str, seconds: float) -> NodeRow | None:
+        """Claim a variant whose worker let its lease end, or is known to be gone; None where there
+        is none."""
+        with self.session(writes=True) as session:
+            query = sa.select(tables.Node).where(
+                tables.Node.run == run, tables.Node.status == CLAIMED
+            )
+            for row in session.scalars(query.order_by(tables.Node.id)):
+                if row.lease > self._clock() and not _is_gone(row.owner):
+                    continue
+                same = (tables.Node.id == row.id, tables.Node.owner == row.owner,
+                        tables.Node.lease == row.lease)  # fmt: skip
+                taken: Any = session.execute(
+                    sa.update(tables.Node)
+                    .where(*same)
+                    .values(owner=owner, lease=self._clock() + seconds)
+                    .execution_options(synchronize_session=False)
+                )
+                if taken.rowcount == 1:
+                    return tables.node_row(row, _parents(session, [row.id]).get(row.id, ()))
+        return None
+
+    def abandon(self, owner: str) -> None:
+        """Give up what `owner` claimed and did not finish: another may take it at once."""
+        mine = (tables.Node.owner == owner, tables.Node.status == CLAIMED)
+        with self.session(writes=True) as session:
+            session.execute(sa.update(tables.Node).where(*mine).values(lease=0.0))
 
     def add_node(self, row: NodeRow) -> int:
-        """Commit a node; gives its id (`row.id` is ignored)."""
-        with self._session() as session:
-            made = _Node(
-                made=_now(),
-                run=row.run,
-                parents=json.dumps(row.parents),
-                derivation=row.derivation,
-                ir_hash=row.ir_hash,
-                status=row.status,
-                fitness=row.fitness,
-                seconds=row.seconds,
-                baseline_seconds=row.baseline_seconds,
-                error=row.error,
-                provenance=json.dumps(dict(row.provenance)),
-            )
+        """Commit an evaluated variant as it is; gives its id (`row.id` is ignored). StoreError
+        where the run has its IR already."""
+        try:
+            with self.session(writes=True) as session:
+                return _enter(session, _node(row), row.parents)
+        except _TakenError:
+            raise StoreError(f"run {row.run} has this IR already", hint="store it once") from None
+
+    def node(self, node: int) -> NodeRow:
+        with self.session() as session:
+            row = session.get(tables.Node, node)
+            if row is None:
+                best = sa.select(tables.Node.id).order_by(-tables.Node.fitness).limit(5)
+                known = session.scalars(best).all()
+                hint = f"the best of it: {', '.join(map(str, known))}" if known else "it is empty"
+                raise StoreError(f"the store has no node {node}", hint=hint)
+            return tables.node_row(row, _parents(session, [node]).get(node, ()))
+
+    def nodes(self, run: int, *, beside: Iterable[int] = ()) -> list[NodeRow]:
+        """All evaluated nodes of a run but those with an id in `beside`, in the order in which they
+        were claimed."""
+        known = set(beside)
+        done = (tables.Node.run == run, tables.Node.status != CLAIMED)
+        with self.session() as session:
+            ids = [i for i in session.scalars(sa.select(tables.Node.id).where(*done))
+                   if i not in known]  # fmt: skip
+            if not ids:
+                return []
+            parents = _parents(session, ids)
+            query = sa.select(tables.Node).where(*done).order_by(tables.Node.id)
+            if len(ids) < 500:
+                query = query.where(tables.Node.id.in_(ids))
+            rows = [row for row in session.scalars(query) if row.id not in known]
+            return [tables.node_row(row, parents.get(row.id, ())) for row in rows]
+
+    def best_nodes(self, kernel: str, target: str, limit: int) -> list[tuple[RunRow, NodeRow]]:
+        """The fittest nodes of all runs of kernels of a name on a target, with their runs."""
+        query = (
+            sa.select(tables.Run, tables.Node)
+            .join(tables.Node, tables.Node.run == tables.Run.id)
+            .where(tables.Run.kernel == kernel, tables.Run.target == target)
+            .where(tables.Node.status == "ok")
+            .order_by(-tables.Node.fitness, tables.Node.id)
+            .limit(limit)
+        )
+        with self.session() as session:
+            found = session.execute(query).all()
+            parents = _parents(session, [node.id for _, node in found])
+            return [
+                (tables.run_row(run), tables.node_row(node, parents.get(node.id, ())))
+                for run, node in found
+            ]
+
+    def count_claims(self, run: int) -> int:
+        """How many variants of a run are being evaluated, or were when their worker died."""
+        mine = (tables.Node.run == run, tables.Node.status == CLAIMED)
+        with self.session() as session:
+            return session.scalar(sa.select(sa.func.count(tables.Node.id)).where(*mine)) or 0
+
+    # --- conversations -------------------------------------------------------------------------
+
+    def add_transcript(self, row: Transcript) -> int:
+        with self.session(writes=True) as session:
+            made = tables.Talk(
+                made=_now(), run=row.run, node=row.node, proposer=row.proposer, model=row.model,
+                messages=dumped(row.messages), tokens=row.tokens, dollars=row.dollars,
+                outcome=row.outcome,
+            )  # fmt: skip
             session.add(made)
             session.flush()
             return made.id
 
-    def run(self, run: int) -> RunRow:
-        with self._session() as session:
-            row = session.get(_Run, run)
-            if row is None:
-                raise StoreError(f"the store has no run {run}")
-            return _run_row(row)
-
-    def find_run(self, fingerprint: str) -> RunRow | None:
-        """The latest run that asked for just this search."""
-        with self._session() as session:
-            query = sa.select(_Run).where(_Run.fingerprint == fingerprint).order_by(-_Run.id)
-            row = session.scalars(query).first()
-            return None if row is None else _run_row(row)
-
-    def node(self, node: int) -> NodeRow:
-        with self._session() as session:
-            row = session.get(_Node, node)
-            if row is None:
-                known = session.scalars(sa.select(_Node.id).order_by(-_Node.fitness).limit(5)).all()
-                hint = f"the best of it: {', '.join(map(str, known))}" if known else "it is empty"
-                raise StoreError(f"the store has no node {node}", hint=hint)
-            return _node_row(row)
-
-    def nodes(self, run: int) -> list[NodeRow]:
-        """All nodes of a run, in the order in which they were made."""
-        with self._session() as session:
-            query = sa.select(_Node).where(_Node.run == run).order_by(_Node.id)
-            return [_node_row(row) for row in session.scalars(query)]
-
-    def runs(self) -> list[RunRow]:
-        with self._session() as session:
-            return [_run_row(row) for row in session.scalars(sa.select(_Run).order_by(_Run.id))]
+    def transcripts(self, run: int) -> list[Transcript]:
+        with self.session() as session:
+            query = sa.select(tables.Talk).where(tables.Talk.run == run).order_by(tables.Talk.id)
+            return [tables.transcript(row) for row in session.scalars(query)]
 
 
-def _run_row(row: _Run) -> RunRow:
-    return RunRow(
-        id=row.id,
-        fingerprint=row.fingerprint,
-        kernel=row.kernel,
-        source=row.source,
-        dims=json.loads(row.dims),
-        target=row.target,
-        arch=row.arch,
-        baseline=row.baseline,
-        seed=row.seed,
-        status=row.status,
-        settings=json.loads(row.settings),
-        provenance=json.loads(row.provenance),
-        result=json.loads(row.result),
-    )
+class _TakenError(Exception):
+    """The run has the IR already."""
 
 
-def _node_row(row: _Node) -> NodeRow:
-    return NodeRow(
-        id=row.id,
+def _node(row: NodeRow) -> tables.Node:
+    return tables.Node(
+        made=row.made or _now(),
         run=row.run,
-        parents=tuple(json.loads(row.parents)),
         derivation=row.derivation,
         ir_hash=row.ir_hash,
         status=row.status,
@@ -271,8 +305,35 @@ def _node_row(row: _Node) -> NodeRow:
         seconds=row.seconds,
         baseline_seconds=row.baseline_seconds,
         error=row.error,
-        provenance=json.loads(row.provenance),
+        kind=row.kind,
+        log=row.log[-LOG_LIMIT:],
+        features=dumped(row.features),
+        resources=dumped(row.resources),
+        provenance=dumped(row.provenance),
+        owner="",
+        lease=0.0,
     )
+
+
+def _enter(session: Session, made: tables.Node, parents: tuple[int, ...]) -> int:
+    session.add(made)
+    try:
+        session.flush()
+    except sa.exc.IntegrityError as error:
+        raise _TakenError from error
+    edges = [tables.Edge(child=made.id, position=k, parent=p) for k, p in enumerate(parents)]
+    session.add_all(edges)
+    return made.id
+
+
+def _parents(session: Session, nodes: list[int]) -> dict[int, tuple[int, ...]]:
+    query = sa.select(tables.Edge).order_by(tables.Edge.child, tables.Edge.position)
+    if len(nodes) < 500:
+        query = query.where(tables.Edge.child.in_(nodes))
+    found: dict[int, tuple[int, ...]] = {}
+    for edge in session.scalars(query):
+        found[edge.child] = (*found.get(edge.child, ()), edge.parent)
+    return found
 
 
 def _now() -> str:
@@ -289,15 +350,23 @@ def _check_file(database: str | None, create: bool) -> None:
 
 
 def _prepare_sqlite(engine: sa.Engine) -> None:
-    """WAL: readers and one writer at a time, and a commit that survives `kill -9`."""
+    """WAL: readers beside one writer at a time, and commits that survive `kill -9`. A transaction
+    that writes takes the lock as it begins: one that had to wait for it later, having read, would
+    be refused."""
 
     @sa.event.listens_for(engine, "connect")
     def connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # we begin transactions ourselves
         cursor = connection.cursor()
-        cursor.execute("PRAGMA busy_timeout = 30000")
+        cursor.execute("PRAGMA busy_timeout = 60000")
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 @contextmanager
@@ -306,10 +375,12 @@ def _translated(url: str) -> Iterator[None]:
         yield
     except (sa.exc.SQLAlchemyError, ImportError) as error:  # ImportError: a driver is missing
         words = str(getattr(error, "orig", None) or error).splitlines()[0]
+        missing = isinstance(error, ImportError)
         raise StoreError(
             f"the store `{_without_password(url)}` fails: {words}",
-            hint="a store is a database URL, such as `sqlite:///tune.db`",
-        ) from error
+            hint="pip install 'kir[postgres]'" if missing and url.startswith("postgres")
+            else "a store is a database URL, such as `sqlite:///tune.db`",
+        ) from error  # fmt: skip
 
 
 def _without_password(url: str) -> str:

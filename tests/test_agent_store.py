@@ -122,12 +122,51 @@ def test_a_password_is_not_shown() -> None:
     assert "secret" not in caught.value.message
 
 
-def test_another_schema_is_refused(url: str, tmp_path: Path) -> None:
+def test_a_later_schema_is_refused(url: str, tmp_path: Path) -> None:
     Store(url).close()
     with sqlite3.connect(tmp_path / "t.db") as other:
         other.execute("update kir_meta set value = '999'")
     with pytest.raises(StoreError, match="schema 999"):
         Store(url)
+
+
+FIRST_SCHEMA = """
+create table kir_meta (key varchar(64) primary key, value text not null);
+create table kir_runs (id integer primary key, made varchar(40) not null,
+  fingerprint varchar(64) not null, kernel text not null, source text not null,
+  dims text not null, target varchar(64) not null, arch varchar(64) not null,
+  baseline text not null, seed bigint not null, status varchar(16) not null,
+  settings text not null, provenance text not null, result text not null);
+create table kir_nodes (id integer primary key, made varchar(40) not null,
+  run integer not null references kir_runs (id), parents text not null,
+  derivation text not null, ir_hash varchar(64) not null, status varchar(16) not null,
+  fitness float not null, seconds float, baseline_seconds float, error text not null,
+  provenance text not null, unique (run, ir_hash));
+insert into kir_meta values ('schema', '1');
+insert into kir_runs values (1, '', 'f', 'softmax', 'text', '{"M": 3}', 'cpu', 'host', 'b', 0,
+  'done', '{}', '{}', '{}');
+insert into kir_nodes values (1, '', 1, '[]', 'd', 'a', 'ok', 1.0, 2.0, 2.0, '', '{}');
+insert into kir_nodes values (2, '', 1, '[1]', 'e', 'b', 'ok', 2.0, 1.0, 2.0, '', '{"x": 1}');
+"""
+
+
+def test_a_store_of_the_first_schema_is_migrated(url: str, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "t.db") as old:
+        old.executescript(FIRST_SCHEMA)
+    for _ in range(2):  # the second time there is nothing to do
+        store = Store(url)
+        first, second = store.nodes(1)
+        assert (first.kind, first.parents, second.kind, second.parents) == (
+            "root",
+            (),
+            "step",
+            (1,),
+        )
+        assert (second.fitness, second.provenance) == (2.0, {"x": 1})
+        store.close()
+    store = Store(url)
+    assert store.add_node(node(1, "c", parents=(1, 2))) == 3
+    assert store.node(3).parents == (1, 2)
 
 
 def test_without_sqlalchemy_the_extra_is_named() -> None:
