@@ -3,9 +3,9 @@
 A server process (`python -m kir.agent.worker`, started when first needed) has everything imported
 and forks one job per candidate; it never runs a candidate itself. A job has its own process group
 and folder, limits on memory, CPU time and file size that it sets on itself first, a wall-clock
-limit that is kept from here, and an environment of a few named variables. Requests and replies are
-JSON; a reply is checked field by field, and whatever else a job does is a failure with fitness 0.
-There is no sandbox of the network and the file system: KIR programs can reach neither.
+limit that is kept from here, an environment of a few named variables, and what confinement the
+system offers (`sandbox.py`). Requests and replies are JSON; a reply is checked field by field, and
+whatever else a job does is a failure with fitness 0.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import kir.errors
+from kir.agent.measure import lock_path
 
 STATUSES = ("ok", "wrong", "refused", "crashed", "timeout", "memory")
 """What became of a candidate: verified and measured; verified and found wrong; refused by the
@@ -82,20 +83,27 @@ class Verdict:
     baseline_seconds: float | None = None
     error: str = ""
     report: Mapping[str, Any] = field(default_factory=dict)
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    log: str = ""
 
 
 class Evaluator(Protocol):
-    """Judges a derivation (as text) of one problem."""
+    """Judges derivations (as text) of one problem."""
 
-    def evaluate(self, derivation: str) -> Verdict:
-        """Never raises for what the candidate does."""
+    def evaluate(self, derivation: str, seed: int | None = None, incumbent: float = 0.0) -> Verdict:
+        """The verdict on the problem's inputs, or on those of another seed. What is far slower
+        than the fitness `incumbent` is timed less. Never raises for what a candidate does."""
+
+    def contest(self, derivations: Sequence[str], seed: int) -> list[float | None]:
+        """Their fitness, measured against one another on inputs of a seed; None for what fails."""
 
 
 class ChildEvaluator:
     """Evaluates in one fresh child process after the other.
 
-    What is expected is computed once, in a child too; it is kept in a folder until `close`.
-    `command` is the worker's; tests give a worker that misbehaves.
+    What is expected is computed once, in a child too, and kept in `folder`: one of our own until
+    `close`, or one given, which others use as well. `command` is the worker's; tests give a worker
+    that misbehaves.
     """
 
     def __init__(
@@ -104,14 +112,16 @@ class ChildEvaluator:
         limits: Limits | None = None,
         command: tuple[str, ...] = (sys.executable, "-m", "kir.agent.worker"),
         repeats: int = 15,
+        folder: Path | None = None,
     ) -> None:
         self._problem = problem
         self._limits = limits or Limits()
         self._command = command
         self._repeats = repeats
-        self.folder = Path(tempfile.mkdtemp(prefix="kir-tune-"))
-        self._prepared: set[int] = set()
+        self._own = folder is None
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="kir-tune-"))
         self._server: _Server | None = None
+        lock_path().touch()
 
     def __enter__(self) -> ChildEvaluator:
         return self
@@ -121,39 +131,68 @@ class ChildEvaluator:
 
     def close(self) -> None:
         self._stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._own:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _stop(self) -> None:
         if self._server is not None:
             self._server.stop()
             self._server = None
 
-    def evaluate(self, derivation: str, seed: int | None = None) -> Verdict:
-        """The verdict on a derivation, on the problem's inputs or on those of another seed."""
+    def evaluate(self, derivation: str, seed: int | None = None, incumbent: float = 0.0) -> Verdict:
         problem = self._problem if seed is None else replace(self._problem, seed=seed)
-        if problem.seed not in self._prepared:
-            verdict = self._run("prepare", "", problem)
-            if verdict.status != "ok":
-                return verdict
-            self._prepared.add(problem.seed)
-        return self._run("evaluate", derivation, problem)
+        failure = self._prepare(problem)
+        if failure is not None:
+            return failure
+        return self._run("evaluate", problem, derivation=derivation, incumbent=incumbent)
 
-    def _run(self, action: str, derivation: str, problem: Problem) -> Verdict:
+    def contest(self, derivations: Sequence[str], seed: int) -> list[float | None]:
+        problem = replace(self._problem, seed=seed)
+        nothing: list[float | None] = [None] * len(derivations)
+        if self._prepare(problem) is not None:
+            return nothing
+        given = list(derivations)
+        found = self._run("contest", problem, times=len(given), derivations=given)
+        ratios = found.report.get("ratios")
+        if found.status != "ok" or not isinstance(ratios, list) or len(ratios) != len(given):
+            # one of them took the others down: each by itself then
+            return [self.evaluate(d, seed).fitness or None for d in given]
+        return [_positive(r) for r in ratios]
+
+    def _prepare(self, problem: Problem) -> Verdict | None:
+        """Have what is expected computed; the verdict where that failed."""
+        if self._expected(problem).exists():
+            return None
+        verdict = self._run("prepare", problem, writable=[str(self.folder)])
+        return None if verdict.status == "ok" else verdict
+
+    def _expected(self, problem: Problem) -> Path:
+        return self.folder / f"expected-{problem.seed}.npz"
+
+    def _run(self, action: str, problem: Problem, times: int = 1, **more: Any) -> Verdict:
+        """Have a job done, in `times` the time of an evaluation."""
         private = Path(tempfile.mkdtemp(prefix="job-", dir=self.folder))
+        limits = self._limits
+        limits = replace(
+            limits, seconds=limits.seconds * times, cpu_seconds=limits.cpu_seconds * times
+        )
         request = {
             "action": action,
             "problem": asdict(problem),
-            "derivation": derivation,
-            "expected": str(self.folder / f"expected-{problem.seed}.npz"),
+            "expected": str(self._expected(problem)),
             "repeats": self._repeats,
-            "limits": asdict(self._limits),
+            "limits": asdict(limits),
+            "lock": str(lock_path()),
+            "readable": [str(self.folder), str(lock_path())],
+            **more,
         }
         (private / REQUEST).write_text(json.dumps(request), encoding="utf-8")
         try:
             if self._server is None:
                 self._server = _Server(self._command, self.folder, self._problem.target)
-            code = self._server.run({"folder": str(private)}, self._limits.seconds)
-            return _judge(code, _tail(private / LOG), private / REPLY, self._limits)
+            code = self._server.run({"folder": str(private)}, limits.seconds)
+            log = _tail(private / LOG)
+            return replace(_judge(code, log, private / REPLY, limits), log=log)
         except _ServerEnded as error:
             self._stop()
             return Verdict("crashed", error=f"the worker ended: {error}")
@@ -165,7 +204,7 @@ class _Server:
     """The forking process, and the conversation with it: one JSON value per line."""
 
     def __init__(self, command: tuple[str, ...], folder: Path, target: str) -> None:
-        self._log = folder / "server.log"
+        self._log = Path(tempfile.mkstemp(prefix="server-", suffix=".log", dir=folder)[1])
         self._partial = b""
         with self._log.open("wb") as sink:
             self._process = subprocess.Popen(
@@ -285,13 +324,14 @@ def _read_verdict(data: object) -> Verdict:
     if not isinstance(data, dict) or data.get("status") not in STATUSES:
         raise ValueError("it is not a verdict")
     error, report = data.get("error", ""), data.get("report", {})
-    if not isinstance(error, str) or not isinstance(report, dict):
+    used = data.get("resources", {})
+    if not (isinstance(error, str) and isinstance(report, dict) and isinstance(used, dict)):
         raise ValueError("it is not a verdict")
     if data["status"] != "ok":
-        return Verdict(data["status"], error=error, report=report)
+        return Verdict(data["status"], error=error, report=report, resources=used)
     seconds, baseline = _positive(data.get("seconds")), _positive(data.get("baseline_seconds"))
     ratio = _positive(data.get("ratio"))
-    return Verdict("ok", ratio or 0.0, seconds, baseline, error, report)
+    return Verdict("ok", ratio or 0.0, seconds, baseline, error, report, used)
 
 
 def _positive(value: object) -> float | None:

@@ -2,27 +2,30 @@
 
 The server imports everything, then forks a job for each line of its standard input (JSON: the
 job's folder), and answers with the job's process id, and when it has ended, with its exit code. A
-job limits itself, reads its request, compiles, verifies against the oracle, measures, and writes a
-verdict. It may die at any point; `evaluate.py` judges that.
+job confines itself (`sandbox.py`), reads its request, compiles, verifies against the oracle,
+measures, and writes a verdict. It may die at any point; `evaluate.py` judges that.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import resource
 import signal
 import statistics
+import struct
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kir.agent import sandbox
 from kir.agent.evaluate import LOG, REPLY, REQUEST, Problem
+from kir.agent.measure import alone, alternate, halve, ratio
 
 if TYPE_CHECKING:
     from kir.backend import Executable
@@ -31,15 +34,6 @@ if TYPE_CHECKING:
 
 Request = dict[str, Any]
 Reply = dict[str, Any]
-
-WARM_UPS = 2
-HOPELESS = 5.0
-"""A candidate this many times slower than the baseline in its first run is not timed further."""
-MIN_SAMPLE_SECONDS = 2e-4
-"""Calls are timed in batches at least this long, to stay above the clock's noise."""
-PR_SET_PDEATHSIG = 1
-
-
 Handler = Callable[[Request], Reply]
 
 
@@ -61,23 +55,14 @@ def preload(target: str) -> None:
 
 def serve(handler: Handler) -> None:
     """Fork a job for each request, one after the other, until standard input ends."""
-    die_with(os.getppid())
+    sandbox.die_with(os.getppid())
     for line in sys.stdin:
         folder = Path(json.loads(line)["folder"])
         sys.stdout.flush()
         server = os.getpid()
         pid = os.fork()
         if pid == 0:
-            code = 1
-            try:
-                job(handler, folder, server)
-                code = 0
-            finally:  # a forked process must not return into the server's stack
-                if code:
-                    traceback.print_exc()
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
+            _leave(partial(guard, handler, folder, server))
         with contextlib.suppress(OSError):  # the job does the same; who is first, wins
             os.setpgid(pid, pid)
         print(pid, flush=True)
@@ -85,10 +70,25 @@ def serve(handler: Handler) -> None:
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def job(handler: Handler, folder: Path, server: int) -> None:
-    """In the forked process: handle the request in `folder`."""
+def _leave(work: Callable[[], int]) -> None:
+    """Do a forked process's work and end with its code: it must not return into its parent's
+    stack."""
+    code = 1
+    try:
+        code = work()
+    finally:
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def guard(handler: Handler, folder: Path, server: int) -> int:
+    """In the forked process: redirect and limit it, and run the job below it, first of its own
+    processes where the system has such namespaces; end as the job ends."""
     os.setpgid(0, 0)
-    die_with(server)
+    sandbox.die_with(server)
     os.chdir(folder)
     log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -96,34 +96,55 @@ def job(handler: Handler, folder: Path, server: int) -> None:
         os.dup2(source, target)
     os.environ |= {"HOME": str(folder), "TMPDIR": str(folder)}
     request: Request = json.loads(Path(REQUEST).read_text(encoding="utf-8"))
-    confine(request["limits"])
-    unfinished = Path(REPLY + ".part")
-    unfinished.write_text(json.dumps(handler(request)), encoding="utf-8")
-    unfinished.replace(REPLY)
+    sandbox.limit(request["limits"])
+    if not sandbox.enter_namespaces():
+        return job(handler, folder, request)
+    reader, writer = os.pipe()
+    first = os.fork()
+    if first == 0:
+        _leave(lambda: _first(lambda: job(handler, folder, request), writer))
+    os.close(writer)
+    said = os.read(reader, 4)
+    os.waitpid(first, 0)
+    code = struct.unpack("i", said)[0] if len(said) == 4 else -signal.SIGKILL
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
+        os.kill(os.getpid(), -code)
+    return int(code)
 
 
-def die_with(parent: int) -> None:
-    """Have this process killed when its parent ends (on Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before the call
-            os.kill(os.getpid(), signal.SIGKILL)
+def _first(work: Callable[[], int], writer: int) -> int:
+    """The first process of a namespace: it is immune to signals from inside, so the job is run in
+    one below it, and its exit code told. When this one ends, all inside do."""
+    pid = os.fork()
+    if pid == 0:
+        os.close(writer)
+        _leave(work)
+    while True:
+        ended, status = os.waitpid(-1, 0)
+        if ended == pid:
+            os.write(writer, struct.pack("i", os.waitstatus_to_exitcode(status)))
+            return 0
 
 
-def confine(limits: Mapping[str, Any]) -> None:
-    """Limit this process's memory, CPU time and files."""
-    bounds = {
-        resource.RLIMIT_AS: limits["memory"],
-        resource.RLIMIT_CPU: limits["cpu_seconds"],
-        resource.RLIMIT_FSIZE: limits["file"],
-        resource.RLIMIT_CORE: 0,
+def job(handler: Handler, folder: Path, request: Request) -> int:
+    """Handle the request, seeing and writing no more than it has to."""
+    shared = [*request["readable"]] if "readable" in request else []
+    writable = [folder, *request.get("writable", ())]
+    sandbox.lock_files([*sandbox.runtime_paths(), *shared, *writable], writable)
+    started = time.monotonic()
+    reply = handler(request)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    resources = {
+        "wall_s": round(time.monotonic() - started, 4),
+        "cpu_s": round(usage.ru_utime + usage.ru_stime, 4),
+        "peak_bytes": usage.ru_maxrss * 1024,
+        **reply.pop("stages", {}),
     }
-    for which, value in bounds.items():
-        _, hard = resource.getrlimit(which)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        # the kernel names the limit on CPU time (SIGXCPU) only below the hard one
-        grace = 1 if which == resource.RLIMIT_CPU and hard == resource.RLIM_INFINITY else 0
-        resource.setrlimit(which, (value, value + grace))
+    unfinished = Path(REPLY + ".part")
+    unfinished.write_text(json.dumps({**reply, "resources": resources}), encoding="utf-8")
+    unfinished.replace(REPLY)
+    return 0
 
 
 def handle(request: Request) -> Reply:
@@ -133,16 +154,20 @@ def handle(request: Request) -> Reply:
     try:
         if request["action"] == "prepare":
             return prepare(problem, Path(request["expected"]))
-        return evaluate(problem, request["derivation"], request["expected"], request["repeats"])
+        if request["action"] == "contest":
+            return contest(problem, request)
+        return evaluate(problem, request)
     except KirError as error:
         return {"status": "refused", "error": error.render()}
 
 
 def prepare(problem: Problem, path: Path) -> Reply:
-    """Compute the expected outputs with their error bounds, once for all candidates."""
+    """Compute the expected outputs with their error bounds, once for all candidates; compile the
+    baseline, which the cache of compiled objects then keeps: jobs cannot write to it."""
     import numpy as np
 
-    from kir.agent.variant import specialised
+    from kir.agent.variant import parse_derivation, specialised
+    from kir.errors import KirError
     from kir.inputs import random_inputs
     from kir.interpret import oracle
 
@@ -154,32 +179,89 @@ def prepare(problem: Problem, path: Path) -> Reply:
     unfinished = path.with_name("part-" + path.name)
     np.savez(unfinished, **arrays)
     unfinished.replace(path)
+    with contextlib.suppress(KirError):  # the first root will say so
+        compiled(problem, spec, parse_derivation(problem.baseline))
     return {"status": "ok"}
 
 
-def evaluate(problem: Problem, derivation: str, expected: str, repeats: int) -> Reply:
+def evaluate(problem: Problem, request: Request) -> Reply:
+    """Compile, verify, time in turns with the baseline, verify again."""
     from kir.agent.variant import parse_derivation, specialised
     from kir.inputs import random_inputs
 
+    clock = _Stages()
     spec = specialised(problem)
-    candidate = compiled(problem, spec, parse_derivation(derivation))
+    candidate = compiled(problem, spec, parse_derivation(request["derivation"]))
+    clock.note("compile_s")
     inputs = random_inputs(spec, {}, problem.seed)
     outputs = poisoned(spec)
+    expected = request["expected"]
     mistake = run_and_compare(candidate, spec, inputs, outputs, expected)
+    clock.note("verify_s")
     if mistake:
-        return {"status": "wrong", "error": mistake}
+        return {"status": "wrong", "error": mistake, "stages": clock.taken}
     baseline = compiled(problem, spec, parse_derivation(problem.baseline))
-    times = alternate(candidate, baseline, inputs, outputs, repeats)
+    clock.note("baseline_s")
+    with alone(request.get("lock")):
+        clock.note("waited_s")
+        times = alternate(
+            lambda: candidate(inputs, {}, outputs),
+            lambda: baseline(inputs, {}, outputs),
+            request["repeats"],
+            request.get("incumbent", 0.0),
+        )
+    clock.note("measure_s")
     mistake = run_and_compare(candidate, spec, inputs, outputs, expected)
     if mistake:
-        return {"status": "wrong", "error": f"after timing: {mistake}"}
+        return {"status": "wrong", "error": f"after timing: {mistake}", "stages": clock.taken}
     return {
         "status": "ok",
         "seconds": statistics.median(times[0]),
         "baseline_seconds": statistics.median(times[1]),
-        "ratio": statistics.median(b / a for a, b in zip(*times, strict=True)),
+        "ratio": ratio(*times),
         "report": {"samples": [list(times[0]), list(times[1])]},
+        "stages": clock.taken,
     }
+
+
+def contest(problem: Problem, request: Request) -> Reply:
+    """Verify several derivations and time those that are right against one another."""
+    from kir.agent.variant import parse_derivation, specialised
+    from kir.errors import KirError
+    from kir.inputs import random_inputs
+
+    spec = specialised(problem)
+    inputs, outputs = random_inputs(spec, {}, problem.seed), poisoned(spec)
+    baseline = compiled(problem, spec, parse_derivation(problem.baseline))
+    right: dict[int, Executable] = {}
+    for k, derivation in enumerate(request["derivations"]):
+        with contextlib.suppress(KirError):  # it has no ratio then
+            candidate = compiled(problem, spec, parse_derivation(derivation))
+            if not run_and_compare(candidate, spec, inputs, outputs, request["expected"]):
+                right[k] = candidate
+    with alone(request.get("lock")):
+        rounds = halve(
+            [lambda c=c: c(inputs, {}, outputs) for c in right.values()],  # type: ignore[misc]
+            lambda: baseline(inputs, {}, outputs),
+            request["repeats"],
+        )
+    ratios: list[float | None] = [None] * len(request["derivations"])
+    for k, found in zip(right, rounds, strict=True):
+        ratios[k] = statistics.median(found)
+    return {"status": "ok", "seconds": 1.0, "baseline_seconds": 1.0, "ratio": 1.0,
+            "report": {"ratios": ratios}}  # fmt: skip
+
+
+class _Stages:
+    """Seconds that each part of an evaluation took."""
+
+    def __init__(self) -> None:
+        self.taken: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def note(self, stage: str) -> None:
+        now = time.monotonic()
+        self.taken[stage], self._last = round(now - self._last, 4), now
 
 
 def compiled(problem: Problem, spec: Kernel, steps: tuple[Step, ...]) -> Executable:
@@ -256,29 +338,6 @@ def mismatch(wanted: Bounded, got: Any) -> str:
     if got.size and np.isinf(wanted.bound).all():
         return "cannot be verified: the oracle bounds none of its elements"
     return ""
-
-
-def alternate(
-    candidate: Executable, baseline: Executable, inputs: Any, outputs: Any, repeats: int
-) -> tuple[list[float], list[float]]:
-    """Seconds per call of each, measured in turn (A B A B) after a warm-up."""
-
-    def timed(run: Executable, count: int) -> float:
-        start = time.perf_counter()
-        for _ in range(count):
-            run(inputs, {}, outputs)
-        return (time.perf_counter() - start) / count
-
-    for _ in range(WARM_UPS):
-        ours, theirs = timed(candidate, 1), timed(baseline, 1)
-    if ours > HOPELESS * theirs:
-        return [ours], [theirs]
-    count = max(1, int(MIN_SAMPLE_SECONDS / max(min(ours, theirs), 1e-9)))
-    samples: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        samples[0].append(timed(candidate, count))
-        samples[1].append(timed(baseline, count))
-    return samples
 
 
 if __name__ == "__main__":

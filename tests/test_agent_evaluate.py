@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from kir.agent.evaluate import ChildEvaluator, Limits, Problem, Verdict
+from kir.agent.sandbox import Confinement, available
 
 PROBLEM = Problem(
     source="", kernel="k", dims={}, target="cpu", via=None, arch="native", baseline="", seed=0
 )
-LIMITS = Limits(seconds=20.0, memory=4 << 30, cpu_seconds=20, file=4 << 20)
+LIMITS = Limits(seconds=20.0, memory=1 << 30, cpu_seconds=20, file=4 << 20)
+CONFINED = available()
 HOSTILE = (sys.executable, str(Path(__file__).with_name("hostile_worker.py")))
 
 
@@ -35,7 +37,11 @@ def within(limits: Limits, derivation: str) -> Verdict:
 
 
 def test_a_good_reply_gives_the_ratio_as_fitness(evaluator: ChildEvaluator) -> None:
-    assert evaluator.evaluate("good") == Verdict("ok", 1.5, 2.0, 3.0)
+    found = evaluator.evaluate("good")
+    assert (found.status, found.fitness, found.seconds, found.baseline_seconds) == (
+        "ok", 1.5, 2.0, 3.0,
+    )  # fmt: skip
+    assert found.resources["cpu_s"] >= 0 and found.resources["peak_bytes"] > 0
 
 
 @pytest.mark.parametrize(
@@ -60,7 +66,7 @@ def test_a_good_reply_gives_the_ratio_as_fitness(evaluator: ChildEvaluator) -> N
         ("no time", "crashed", "positive"),
         ("bool time", "crashed", "not a number"),
         ("text time", "crashed", "not a number"),
-        ("kill server", "crashed", "the worker ended"),
+        ("grow", "memory", "bytes"),
     ],
 )
 def test_failures_are_named_and_score_nothing(
@@ -72,10 +78,11 @@ def test_failures_are_named_and_score_nothing(
     assert evaluator.evaluate("good").status == "ok"
 
 
-def test_a_hang_ends_with_everything_it_started() -> None:
+@pytest.mark.parametrize("deed", ["hang", "fork bomb"])
+def test_a_hang_ends_with_everything_it_started(deed: str) -> None:
     with ChildEvaluator(PROBLEM, replace(LIMITS, seconds=2.0), HOSTILE) as made:
-        assert made.evaluate("hang").status == "timeout"
-        assert ended(int((made.folder / "grandchild").read_text()))
+        assert made.evaluate(deed).status == "timeout"
+        assert none_is_left(made.folder)
         assert made.evaluate("good").status == "ok"
 
 
@@ -86,10 +93,44 @@ def test_a_busy_loop_is_stopped_by_its_cpu_time() -> None:
 
 
 def test_a_job_sees_no_secrets_and_its_folder_is_gone(evaluator: ChildEvaluator) -> None:
-    evaluator.evaluate("tell")
-    environment, folder = (evaluator.folder / "told").read_text().rsplit("|", 1)
+    environment, folder = evaluator.evaluate("tell").error.rsplit("|", 1)
     assert "PATH" in environment and "secret" not in environment
     assert Path(folder).parent == evaluator.folder and not Path(folder).exists()
+
+
+@pytest.mark.skipif(not CONFINED.files, reason="no Landlock here")
+@pytest.mark.parametrize(
+    ("deed", "words"),
+    [
+        ("write outside", "wrote in []"),
+        ("tamper", "Permission denied"),
+        ("read others", "Permission denied"),
+    ],
+)
+def test_a_job_keeps_to_its_folder(deed: str, words: str, evaluator: ChildEvaluator) -> None:
+    assert words in evaluator.evaluate(deed).error
+    assert evaluator.evaluate("good").status == "ok"
+
+
+@pytest.mark.skipif(not CONFINED.network, reason="no namespaces here")
+def test_a_job_has_no_network_and_leaves_no_process(evaluator: ChildEvaluator) -> None:
+    assert "unreachable" in evaluator.evaluate("call home").error
+    assert evaluator.evaluate("daemon").status == "ok"
+    assert none_is_left(evaluator.folder)
+
+
+def test_a_job_cannot_end_the_search(evaluator: ChildEvaluator) -> None:
+    assert evaluator.evaluate("kill server").status == "crashed"
+    assert evaluator.evaluate("good").status == "ok"
+
+
+def test_what_confines_is_said() -> None:
+    assert Confinement(True, True, True, 7).text().count("NOT") == 0
+    assert "NOT files (Landlock), network" in Confinement(False, False, True, 0).text()
+
+
+def test_finalists_that_crash_one_another_are_judged_singly(evaluator: ChildEvaluator) -> None:
+    assert evaluator.contest(["good", "segfault", "good"], 1) == [1.5, None, 1.5]
 
 
 def test_everything_is_gone_after_closing() -> None:
@@ -106,14 +147,17 @@ def test_a_worker_that_does_not_start_is_the_verdict() -> None:
     assert "OSError: no" in found.error
 
 
-def ended(pid: int) -> bool:
-    """Whether a process is gone (a zombie counts) within a few seconds."""
+def none_is_left(folder: Path) -> bool:
+    """Whether all processes of jobs in `folder` are gone within a few seconds."""
     for _ in range(50):
-        try:
-            os.kill(pid, 0)
-            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
-                return True
-        except (ProcessLookupError, FileNotFoundError):
+        if not any(_works_in(p, f"{folder}/job-") for p in Path("/proc").iterdir()):
             return True
         time.sleep(0.1)
     return False
+
+
+def _works_in(process: Path, place: str) -> bool:
+    try:
+        return process.name.isdecimal() and str((process / "cwd").readlink()).startswith(place)
+    except OSError:
+        return False

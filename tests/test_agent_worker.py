@@ -58,7 +58,8 @@ def reply_to(
     assert worker.prepare(PROBLEM, expected) == {"status": "ok"}
     executables = iter([Faulty(fault, first_good), Faulty(lambda i, o: None)])
     monkeypatch.setattr(worker, "compiled", lambda *_: next(executables))
-    return worker.evaluate(PROBLEM, PROBLEM.baseline, str(expected), repeats=3)
+    request = {"derivation": PROBLEM.baseline, "expected": str(expected), "repeats": 3}
+    return worker.evaluate(PROBLEM, request)
 
 
 def test_a_right_candidate_is_timed_beside_the_baseline(
