@@ -145,3 +145,47 @@ def test_mish_takes_one_function_and_a_division() -> None:
         want = wide * np.tanh(np.log1p(np.exp(wide)))
     for made in both(text, {"x": x}, {"M": 30, "N": 100}):
         np.testing.assert_allclose(made["y"], want, rtol=1e-6, atol=1e-37)
+
+
+SOFTMAX = """kernel softmax[M, N](x: {t}[M, N]) -> (y: {t}[M, N]) {{
+  m[i: M] = max(j: N) f32(x[i, j])
+  e[i: M, j: N] = exp(f32(x[i, j]) - m[i])
+  s[i: M] = sum(j: N) e[i, j]
+  y[i: M, j: N] = {t}(e[i, j] / s[i])
+}}"""
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(1, 64), (2, 1), (13, 7), (19, 40), (9, 64), (5, 100), (3, 257)])
+def test_short_rows_go_in_blocks(dtype: str, shape: tuple[int, int]) -> None:
+    """All rows, those of the last block included; a NaN stays in its row."""
+    x = random(shape, dtype)
+    x[-1, -1] = np.nan
+    wide = x.astype(np.float64)
+    e = np.exp(wide - wide.max(1, keepdims=True))
+    want = e / e.sum(1, keepdims=True)
+    tolerance = 1e-5 if dtype == "f32" else 1e-2
+    for made in both(SOFTMAX.format(t=dtype), {"x": x}, dict(zip("MN", shape, strict=True))):
+        np.testing.assert_allclose(made["y"].astype(np.float64), want, rtol=tolerance)
+
+
+def test_rows_in_blocks_are_parted_after_their_sums() -> None:
+    text = SOFTMAX.format(t="f32")
+    short = specialise(parse_kernel(text), {"M": 100, "N": 64})
+    long = specialise(parse_kernel(text), {"M": 100, "N": 4096})
+    assert sum(s.rewrite == "fission" for s in plan(short)) == 2
+    assert not any(s.rewrite == "fission" for s in plan(long))
+
+
+GROUPS = """kernel group[N, G, K, L](x: f32[N, G, K, L]) -> (y: f32[N, G, K, L]) {
+  mean[n: N, g: G] = sum(k: K, l: L) x[n, g, k, l] / f32(K * L)
+  y[n: N, g: G, k: K, l: L] = x[n, g, k, l] - mean[n, g]
+}"""
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 2, 5), (2, 11, 3, 8), (1, 1, 1, 1), (2, 0, 3, 4)])
+def test_rows_of_two_axes_go_in_blocks(shape: tuple[int, ...]) -> None:
+    x = random(shape)
+    want = x - x.astype(np.float64).mean((2, 3), keepdims=True)
+    for made in both(GROUPS, {"x": x}, dict(zip("NGKL", shape, strict=True))):
+        np.testing.assert_allclose(made["y"], want, atol=1e-5)

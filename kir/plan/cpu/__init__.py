@@ -27,7 +27,7 @@ from kir.plan.cpu.convolutions import convolution, phases, ungroup
 from kir.plan.cpu.elementwise import cheaper, elementwise
 from kir.plan.cpu.loops import REGISTERS, spread
 from kir.plan.cpu.recurrences import outline_inputs, recurrences
-from kir.plan.cpu.rows import fetch_ahead, inner_loops
+from kir.plan.cpu.rows import fetch_ahead, in_blocks, inner_loops
 from kir.plan.cpu.scans import scans
 from kir.plan.cpu.totals import totals
 from kir.plan.cpu.vectors import matrix_vector
@@ -98,5 +98,6 @@ def _schedule(draft: Draft, name: str, chip: Chip, windowed: bool) -> None:
         lanes_around(draft, prefix, lanes * 2)
     else:
         inner_loops(draft, draft.loop(prefix[-1]), lanes)
-        spread(draft, prefix)
-        fetch_ahead(draft, prefix[-1])
+        grid, rows = in_blocks(draft, prefix)
+        spread(draft, grid)
+        fetch_ahead(draft, rows)
