@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from kir.backends.llvm import Machine, symbol_of
-from kir.backends.llvm.builder import Builder, Module, V, integer
+from kir.backends.llvm.builder import COLD, Builder, Module, V, integer
 from kir.backends.llvm.emit import Code, KernelEmitter
 from kir.backends.llvm.memory import Scope
 from kir.ir import Kernel
@@ -41,11 +41,11 @@ def write_entries(module: Module, kernel: Kernel, machine: Machine, checked: boo
     with b.when(b.logical_and(good)):
         b.store(b.emit(f"call i32 @{body_symbol(kernel)}({listed})", "i32"), result, 4)
     last = b.load(result, "i32", 0, 4)
-    b.define(f"define i32 @{symbol_of(kernel)}({listed})", "nounwind", f"ret {last}")
+    b.define(f"define i32 @{symbol_of(kernel)}({listed})", COLD, f"ret {last}")
 
 
 def _write_packed(module: Module, kernel: Kernel, kinds: list[str]) -> None:
     b, slots = Builder(module), V("%slots", "ptr")
     values = [b.load(b.gep(slots, "i64", integer(k)), ty, 0, 8) for k, ty in enumerate(kinds)]
     done = b.emit(f"call i32 @{body_symbol(kernel)}({', '.join(map(str, values))})", "i32")
-    b.define(f"define hidden i32 @{packed_symbol(kernel)}(ptr %slots)", "nounwind", f"ret {done}")
+    b.define(f"define hidden i32 @{packed_symbol(kernel)}(ptr %slots)", COLD, f"ret {done}")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from kir.backends.cpu.entries import body_symbol
 from kir.backends.llvm import Machine, scratch, symbol_of
-from kir.backends.llvm.builder import Builder, Module, V
+from kir.backends.llvm.builder import COLD, Builder, Module, V
 from kir.backends.llvm.emit import Code, KernelEmitter
 from kir.backends.llvm.memory import Scope
 from kir.errors import UnsupportedError
@@ -50,4 +50,4 @@ def _entry(plan: GraphPlan, machine: Machine, module: Module, symbols: list[str]
     if plan.temporaries and not empty:
         b.lines.append(scratch.give(slot, block))
     head = f"define internal i32 @{body_symbol(signature)}({', '.join(arguments)})"
-    b.define(head, "nounwind", "ret i32 0")
+    b.define(head, COLD, "ret i32 0")

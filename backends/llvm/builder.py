@@ -6,6 +6,7 @@ on intrinsics) and costs little to make. LLVM's parser and verifier check every 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,6 +78,14 @@ class Module:
     functions: list[str] = field(default_factory=list)
     declarations: dict[str, str] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=lambda: ["!{i32 1}"])
+    """Metadata: what each number stands for. `!0` is that of streaming stores."""
+
+    def note(self, text: str) -> str:
+        """The number of new metadata; `!self` in the text stands for it."""
+        number = f"!{len(self.notes)}"
+        self.notes.append(text.replace("!self", number))
+        return number
 
     def declare(self, name: str, result: str, args: Sequence[str], attributes: str = "") -> None:
         text = f"declare {result} @{name}({', '.join(args)}) {attributes}".rstrip()
@@ -84,9 +93,13 @@ class Module:
 
     def text(self) -> str:
         head = [f'target triple = "{self.triple}"', ""]
-        tail = ["", "!0 = !{i32 1}", ""]
+        tail = ["", *(f"!{k} = {text}" for k, text in enumerate(self.notes)), ""]
         return "\n".join(head + list(self.declarations.values()) + [""] + self.functions + tail)
 
+
+COLD = "nounwind noinline optnone"
+"""Attributes of a function that runs once a call or for each chunk of work: LLVM would take longer
+to improve it than it will ever run."""
 
 PURE = frozenset((
     "add", "sub", "mul", "and", "or", "xor", "shl", "lshr", "ashr", "icmp", "select",
@@ -114,6 +127,8 @@ class Builder:
         self._known: list[dict[str, V]] = [{}]
         self._early: list[dict[str, V]] = [{}]
         self._count = 0
+        self._inside: list[tuple[int, int, int]] = []
+        """Of the loops inside this one that are unrolled whole: their lines, their weight."""
 
     # --- text
 
@@ -366,30 +381,68 @@ class Builder:
     # --- control flow
 
     @contextmanager
-    def loop(self, begin: V, end: V, step: int = 1) -> Iterator[V]:
-        """A counted loop over [begin, end); yields the index."""
+    def loop(self, begin: V, end: V, *, unroll: bool = False) -> Iterator[V]:
+        """A counted loop over [begin, end); yields the index. With `unroll`, LLVM is told to write
+        a short body without branches several times (see `unrolling`)."""
         head, body, latch, done = (self.fresh(s) for s in ("head", "body", "latch", "done"))
         index, following = V("%" + self.fresh("i"), "i64"), V("%" + self.fresh("n"), "i64")
-        before = self.block
+        before, opening = self.block, len(self.lines)
         self.jump(head)
         self.label(head, dominated=True)
         self.line(
             f"{index.ref} = phi i64 [ {begin.ref}, %{before} ], [ {following.ref}, %{latch} ]"
         )
         self.branch(self.emit(f"icmp slt {index}, {end.ref}", "i1"), body, done)
+        first = len(self.lines)
+        outer, self._inside = self._inside, []
         with self.arm(body):
             yield index
+            weight = self._straight(first + 1) if unroll else None
+            copies, all_of_them = unrolling(weight, begin, end)
             self.jump(latch)
             self.label(latch, dominated=True)
-            self.line(f"{following.ref} = add nsw {index}, {step}")
-            self.jump(head)
+            self.line(f"{following.ref} = add nsw {index}, 1")
+            self.line(f"br label %{head}{self._wish(copies, all_of_them)}")
         self.label(done, dominated=True)
+        self._inside = outer
+        if weight is not None and all_of_them:
+            self._inside.append((opening, len(self.lines), weight * copies))
+
+    def _straight(self, first: int) -> int | None:
+        """The weight of the lines from `first` on, loops that are unrolled whole included; None
+        where there are branches, or calls of functions that become long chains of their own."""
+        total, at = 0, first
+        for start, end, weight in (*self._inside, (len(self.lines), len(self.lines), 0)):
+            own = self.lines[at:start]
+            if any(not line.startswith(" ") or "@kir." in line for line in own):
+                return None
+            total += sum(map(weight_of, own)) + weight
+            at = end
+        return total
+
+    def _wish(self, copies: int, all_of_them: bool) -> str:
+        """Metadata of the branch back to a loop's head: how many copies its body wants."""
+        if copies == 1 and not all_of_them:
+            return ""
+        count = f'"llvm.loop.unroll.count", i32 {copies}'
+        how = '"llvm.loop.unroll.full"' if all_of_them else count
+        wish = self.module.note(f"!{{!{how}}}")
+        return ", !llvm.loop " + self.module.note(f"distinct !{{!self, {wish}}}")
 
     @contextmanager
     def when(self, condition: V | None) -> Iterator[None]:
-        """Code that runs only where a scalar condition holds; always where it is None."""
-        if condition is None:
+        """Code that runs only where a scalar condition holds; always where it is None. Of what
+        never runs no line stays."""
+        if condition is None or condition.constant == 1:
             yield
+            return
+        if condition.constant == 0:
+            here, block, inside = len(self.lines), self.block, len(self._inside)
+            self._known.append({})
+            yield
+            self._known.pop()
+            del self.lines[here:], self._inside[inside:]
+            self.block = block
             return
         then, done = self.fresh("then"), self.fresh("fi")
         self.branch(condition, then, done)
@@ -404,6 +457,37 @@ class Builder:
             value.ty,
             value.lanes,
         )
+
+
+UNROLLED = 8
+"""Copies of a loop's body, at most; all of them where it runs no more often."""
+WHOLE_WEIGHT = 700
+"""Instructions of 256 bits in the copies of a loop that is written out whole, at most: the taps of
+a 3 x 3 window, which share most of what they load."""
+PART_WEIGHT = 256
+"""And in those of a loop that stays one."""
+_COUNTED = re.compile(r"\b(load|store|call|f?add|f?sub|f?mul|fdiv|select|icmp|fcmp)\b")
+_VECTOR = re.compile(r"<(\d+) x ([a-z]+\d*)>")
+
+
+def unrolling(weight: int | None, begin: V, end: V) -> tuple[int, bool]:
+    """How many copies of a loop's body of this weight (None: not at all) are worth their code, and
+    whether these are all."""
+    if weight is None:
+        return 1, False
+    first, last = begin.constant, end.constant
+    if first is not None and last is not None and 0 < last - first <= UNROLLED:
+        whole = (last - first) * weight <= WHOLE_WEIGHT
+        return (last - first, True) if whole else (1, False)
+    return next((n for n in (8, 4, 2) if n * weight <= PART_WEIGHT), 1), False
+
+
+def weight_of(line: str) -> int:
+    """Instructions of 256 bits that a line becomes, roughly: arithmetic, loads and stores."""
+    if not _COUNTED.search(line):
+        return 0
+    found = _VECTOR.search(line)
+    return -(-int(found[1]) * bits_of(found[2]) // 256) if found else 1
 
 
 COMPARE = {

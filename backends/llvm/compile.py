@@ -66,7 +66,8 @@ def optimise(text: str, machine: Machine) -> Any:
         ) from None
     module.triple = machine.triple
     module.data_layout = str(tm.target_data)
-    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_unrolling = False  # but where the emitter asks for it
     builder = llvm.create_pass_builder(tm, options)
     builder.getModulePassManager().run(module, builder)
     return module

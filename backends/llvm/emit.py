@@ -27,7 +27,7 @@ from kir.backends.llvm.affine import (
     reads_memory,
     worst_case,
 )
-from kir.backends.llvm.builder import Builder, Module, V, integer
+from kir.backends.llvm.builder import COLD, Builder, Module, V, integer
 from kir.backends.llvm.machine import Machine
 from kir.backends.llvm.memory import CELL, Accesses, Lane, Scope, Tensor
 from kir.backends.llvm.region import Region
@@ -54,6 +54,7 @@ from kir.ir import (
     transform,
     walk,
 )
+from kir.memo import reads_of
 from kir.ops import op
 
 MAX_LANES = 64
@@ -143,7 +144,7 @@ class KernelEmitter:
         code = Code(self, b, scope, top=True)
         code.block(self.kernel.body)
         head = f"define {self.linkage}i32 @{self.symbol}({', '.join(arguments)})"
-        b.define(head, "nounwind", "ret i32 0")
+        b.define(head, COLD if all(map(_launches, self.kernel.body)) else "nounwind", "ret i32 0")
         if self.linkage:
             return Emitted("", self.symbol, self.regions)
         scratch.finish(self.module)
@@ -356,7 +357,8 @@ class Code:
                 end = self.b.intrinsic("llvm.smin", end, limit)
         before = self.scope.ahead
         self.scope.ahead = before or (("ahead", 1) in s.hints and bool(self.scope.grid))
-        with self.b.loop(integer(0), end) as index, self.bound(s, index), self.where(where):
+        loop = self.b.loop(integer(0), end, unroll=True)
+        with loop as index, self.bound(s, index), self.where(where):
             self.block(s.body)
         self.scope.ahead = before
 
@@ -457,7 +459,7 @@ class Code:
         s = nest[at]
         extent = _extent(s) or 0
         if extent > UNROLL_LIMIT:
-            loop = self.b.loop(integer(0), integer(extent))
+            loop = self.b.loop(integer(0), integer(extent), unroll=True)
             with loop as i, self.bound(s, i), self.where(s.where):
                 self._outer_tiles(nest, at + 1)
             return
@@ -509,7 +511,8 @@ class Code:
                     self._lanes(nest[lane], nest[-1].body, where)
             elif k < loops:
                 end = integer(_extent(outer[k]) or 0)
-                with self.b.loop(integer(0), end) as index, self.bound(outer[k], index):
+                loop = self.b.loop(integer(0), end, unroll=True)
+                with loop as index, self.bound(outer[k], index):
                     level(k + 1)
             elif k + 1 == len(outer) and lane is not None and not where:
                 with turned(self, nest[lane], outer[k], nest[-1].body):
@@ -534,7 +537,7 @@ class Code:
         if strips == 1:
             self._strip_of_lanes(s, body, where, integer(0), width)
         else:
-            with self.b.loop(integer(0), integer(strips)) as k:
+            with self.b.loop(integer(0), integer(strips), unroll=True) as k:
                 start = self.b.op("mul nsw", k, integer(width))
                 self._strip_of_lanes(s, body, where, start, width)
         if extent % width:
@@ -561,6 +564,13 @@ def _extent(s: Loop) -> int | None:
     return int(s.axis.extent.value) if isinstance(s.axis.extent, Const) else None
 
 
+def _launches(s: Stmt) -> bool:
+    """Whether a statement at the top only starts a region or makes room."""
+    if isinstance(s, Loop):
+        return s.kind == "grid"
+    return isinstance(s, Buffer) and s.init is None
+
+
 def _without_fills(s: Loop) -> Loop:
     """The loop over a copy, all of whose reads are in bounds."""
 
@@ -575,8 +585,10 @@ def _is_tile(node: Node) -> bool:
 
 
 def _assigns(body: Sequence[Stmt]) -> bool:
-    """Whether a block only assigns elements."""
-    return all(isinstance(s, Store) and s.op is None for s in body)
+    """Whether a block only assigns elements, of tensors that it does not read."""
+    stores = [s for s in body if isinstance(s, Store) and s.op is None]
+    written = {s.target for s in stores}
+    return len(stores) == len(body) and all(written.isdisjoint(reads_of(s)) for s in stores)
 
 
 def _extent_mentions(s: Stmt, name: str) -> bool:

@@ -46,19 +46,11 @@ class Region:
         gomp = self.owner.machine.grid == "gomp"
         work = b.op("mul", total, Work(code).nest(self.nest)) if gomp else total
         self._function(self.name, stream=False)
-        if not streams:
-            self._launch(self.name, total, work)
-            return
-        self._function(self.name + ".stream", stream=True)
-        large, small, done = b.fresh("large"), b.fresh("small"), b.fresh("launched")
-        b.branch(self._streaming(), large, small)
-        b.label(large)
-        self._launch(self.name + ".stream", total, work)
-        b.jump(done)
-        b.label(small)
-        self._launch(self.name, total, work)
-        b.jump(done)
-        b.label(done)
+        large = None
+        if streams:
+            self._function(self.name + ".stream", stream=True)
+            large = self._streaming()
+        self._launch(total, work, large)
 
     def _may_stream(self) -> bool:
         limit = self.owner.machine.stream_bytes
@@ -136,17 +128,26 @@ class Region:
 
     # --- the call
 
-    def _launch(self, name: str, total: V, work: V) -> None:
+    def _launch(self, total: V, work: V, large: V | None) -> None:
+        """Run all iterations: by the function that streams where `large` holds."""
         b, grid = self.b, self.owner.machine.grid
         listed = [*self.tensors.values()]
         values = [*(t.pointer for t in listed), *self.values.values()]
         kinds = ["ptr"] * len(listed) + ["i64"] * len(self.values)
-        if grid == "gomp":
-            team.launch(b, name, values, kinds, total, work)
-        elif grid == "range":
-            team.hand_out(b, name, values, kinds, total)
-        else:
-            b.line(f"call void @{name}({', '.join(map(str, [*values, integer(0), total]))})")
+        region = V(f"@{self.name}", "ptr")
+        if grid == "range":
+            team.hand_out(b, self.name, values, kinds, total)
+            return
+        if large is not None:
+            region = b.select(large, V(f"@{self.name}.stream", "ptr"), region)
+        if grid != "gomp":
+            b.line(f"call void {region.ref}({', '.join(map(str, [*values, integer(0), total]))})")
+            return
+        member = team.member(b.module, self.name, kinds)
+        if large is not None:
+            streaming = team.member(b.module, f"{self.name}.stream", kinds)
+            member = b.select(large, streaming, member)
+        team.launch(b, region, member, values, total, work)
 
 
 def _bytes(p: Param) -> Expr:

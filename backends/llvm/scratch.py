@@ -7,7 +7,7 @@ its own, and one of the two is freed in the end. `kir.release` frees what is kep
 
 from __future__ import annotations
 
-from kir.backends.llvm.builder import Builder, Module, V
+from kir.backends.llvm.builder import COLD, Builder, Module, V
 
 THREADS = 64
 """Slots of a place; threads beyond share them."""
@@ -55,7 +55,7 @@ def finish(module: Module) -> None:
     module.functions.append(RELEASING.replace("CALLS", calls))
 
 
-FUNCTIONS = f"""define internal noalias ptr @kir.take(ptr %slot, i64 %size) nounwind noinline {{
+FUNCTIONS = f"""define internal noalias ptr @kir.take(ptr %slot, i64 %size) {COLD} {{
   %had = atomicrmw xchg ptr %slot, ptr null acquire
   %none = icmp eq ptr %had, null
   br i1 %none, label %make, label %look
@@ -83,7 +83,7 @@ good:
   %usable = getelementptr i8, ptr %block, i64 64
   ret ptr %usable
 }}
-define internal void @kir.give(ptr %slot, ptr %usable) nounwind noinline {{
+define internal void @kir.give(ptr %slot, ptr %usable) {COLD} {{
   %block = getelementptr i8, ptr %usable, i64 -64
   %capacity = load i64, ptr %block
   %large = icmp ugt i64 %capacity, {KEPT_BYTES}
@@ -98,7 +98,7 @@ drop:
 }}
 """
 
-RELEASING = f"""define internal void @kir.clear(ptr %place) nounwind noinline {{
+RELEASING = f"""define internal void @kir.clear(ptr %place) {COLD} {{
   br label %again
 again:
   %k = phi i64 [ 0, %0 ], [ %next, %again ]
@@ -111,7 +111,7 @@ again:
 done:
   ret void
 }}
-define hidden void @{RELEASE}() nounwind {{
+define hidden void @{RELEASE}() {COLD} {{
 CALLS
   ret void
 }}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from kir.backends.llvm.builder import Builder, V, integer
+from kir.backends.llvm.builder import COLD, Builder, Module, V, integer
 from kir.backends.llvm.machine import Machine
 
 GRAIN = 1 << 20
@@ -41,8 +41,9 @@ def ranges(b: Builder, machine: Machine) -> Iterator[tuple[V, V]]:
         return
     if "kir.team" not in b.module.made:
         b.module.made.add("kir.team")
-        b.module.functions += [NEXT, TEAM]
+        b.module.functions += [NEXT, TEAM, LAUNCH]
         b.module.declare("omp_get_max_threads", "i32", [])
+        b.module.declare("GOMP_parallel", "void", ["ptr", "ptr", "i32", "i32"])
         b.module.declare("llvm.abs.i32", "i32", ["i32", "i1"])
         b.module.declare("llvm.smin.i64", "i64", ["i64", "i64"])
         b.module.declare("llvm.smax.i64", "i64", ["i64", "i64"])
@@ -69,42 +70,27 @@ def _next(b: Builder, pair: str, arguments: str, begin: V, end: V) -> None:
     b.line(f"{end.ref} = extractvalue {{i64, i64}} {pair}, 1")
 
 
-def launch(
-    b: Builder, name: str, values: Sequence[V], kinds: Sequence[str], total: V, work: V
-) -> None:
-    """Run all of a region: on this thread, or where the work is worth it on a team."""
-    alone, many, done = b.fresh("alone"), b.fresh("many"), b.fresh("joined")
+def launch(b: Builder, region: V, member: V, values: Sequence[V], total: V, work: V) -> None:
+    """Run all of a region: the function `region` on this thread, or where the work is worth it
+    `member` (see there) on a team, with `values`."""
+    listed = ", ".join(map(str, [*values, integer(0), total]))
+    everything = f"call void {region.ref}({listed}, ptr null, ptr null)"
     if total.constant is not None and total.constant < 2:
-        _alone(b, name, values, total)
+        b.line(everything)
         return
+    alone, many, done = b.fresh("alone"), b.fresh("many"), b.fresh("joined")
     threads = b.emit(f"call i32 @kir.team({work}, {total}, i32 %threads)", "i32")
     b.branch(b.icmp("eq", threads, integer(1, "i32")), alone, many)
     b.label(alone)
-    _alone(b, name, values, total)
+    b.line(everything)
     b.jump(done)
     b.label(many)
-    stack = b.call("llvm.stacksave.p0", "ptr", 0)
-    count = b.convert("sext", threads, "i64")
-    counters = b.emit(f"alloca [8 x i64], {count}, align 64", "ptr")
-    with b.loop(integer(0), count) as k:
-        start = b.op("sdiv", b.op("mul", total, k), count)
-        b.store(start, b.emit(f"getelementptr [8 x i64], {counters}, {k}", "ptr"), 8)
     context = b.alloca("i64", HEADER + len(values), 64)
-    part = b.op("sdiv", total, b.op("mul", count, integer(SHARES)))
-    least = b.op("sdiv", total, b.op("add", b.op("sdiv", work, integer(CHUNK)), integer(1)))
-    chunk = b.intrinsic("llvm.smax", b.intrinsic("llvm.smax", part, least), integer(1))
-    for at, v in enumerate([total, count, chunk, counters, *values]):
-        b.store(v, b.gep(context, "i64", integer(at)), 8)
-    member = _member(b, name, kinds)
-    b.call("GOMP_parallel", "void", 0, V(f"@{member}", "ptr"), context, threads, integer(0, "i32"))
-    b.call("llvm.stackrestore.p0", "void", 0, stack)
+    for at, v in enumerate(values):
+        b.store(v, b.gep(context, "i64", integer(HEADER + at)), 8)
+    b.line(f"call void @kir.launch({member}, {context}, {work}, {total}, {threads})")
     b.jump(done)
     b.label(done)
-
-
-def _alone(b: Builder, name: str, values: Sequence[V], total: V) -> None:
-    listed = ", ".join(map(str, [*values, integer(0), total]))
-    b.line(f"call void @{name}({listed}, ptr null, ptr null)")
 
 
 def _loaded(b: Builder, kinds: Sequence[str], at: int) -> list[str]:
@@ -114,9 +100,9 @@ def _loaded(b: Builder, kinds: Sequence[str], at: int) -> list[str]:
     ]
 
 
-def _member(outer: Builder, name: str, kinds: Sequence[str]) -> str:
-    """What each thread of a team runs: the region's function, from the first range it gets."""
-    b = Builder(outer.module)
+def member(module: Module, name: str, kinds: Sequence[str]) -> V:
+    """What each thread of a team runs: the function `name`, from the first range it gets."""
+    b = Builder(module)
     turn = b.alloca("i64", 2, 8)
     me = b.convert("sext", b.call("omp_get_thread_num", "i32", 0), "i64")
     b.store(me, turn, 8)
@@ -126,8 +112,8 @@ def _member(outer: Builder, name: str, kinds: Sequence[str]) -> str:
     with b.when(b.icmp("slt", begin, end)):
         listed = ", ".join([*_loaded(b, kinds, HEADER), str(begin), str(end)])
         b.line(f"call void @{name}({listed}, ptr %context, {turn})")
-    b.define(f"define internal void @{name}.thread(ptr %context)", "nounwind")
-    return f"{name}.thread"
+    b.define(f"define internal void @{name}.thread(ptr %context)", COLD)
+    return V(f"@{name}.thread", "ptr")
 
 
 def hand_out(b: Builder, name: str, values: Sequence[V], kinds: Sequence[str], total: V) -> None:
@@ -143,7 +129,7 @@ def hand_out(b: Builder, name: str, values: Sequence[V], kinds: Sequence[str], t
     b.call("kir_parallel", "void", 0, V(f"@{name}.thread", "ptr"), context, total)
 
 
-TEAM = f"""define internal i32 @kir.team(i64 %work, i64 %total, i32 %threads) nounwind {{
+TEAM = f"""define internal i32 @kir.team(i64 %work, i64 %total, i32 %threads) {COLD} {{
   %forced = icmp slt i32 %threads, 0
   %given = icmp ne i32 %threads, 0
   %size = call i32 @llvm.abs.i32(i32 %threads, i1 false)
@@ -162,7 +148,44 @@ TEAM = f"""define internal i32 @kir.team(i64 %work, i64 %total, i32 %threads) no
 """The threads that a region gets: as many as its work is worth and its iterations can use, and at
 most `%threads` (0: OpenMP's default); exactly that many below 0, as far as there are iterations."""
 
-NEXT = """define internal {i64, i64} @kir.next(ptr %team, ptr %turn) nounwind noinline {
+LAUNCH = f"""define internal void @kir.launch(
+    ptr %member, ptr %context, i64 %work, i64 %total, i32 %threads) {COLD} {{
+entry:
+  %count = sext i32 %threads to i64
+  %counters = alloca [8 x i64], i64 %count, align 64
+  br label %head
+head:
+  %k = phi i64 [ 0, %entry ], [ %next, %head ]
+  %part = mul i64 %total, %k
+  %start = sdiv i64 %part, %count
+  %counter = getelementptr [8 x i64], ptr %counters, i64 %k
+  store i64 %start, ptr %counter, align 8
+  %next = add i64 %k, 1
+  %more = icmp slt i64 %next, %count
+  br i1 %more, label %head, label %begin
+begin:
+  %shares = mul i64 %count, {SHARES}
+  %share = sdiv i64 %total, %shares
+  %chunks = sdiv i64 %work, {CHUNK}
+  %most = add i64 %chunks, 1
+  %least = sdiv i64 %total, %most
+  %larger = call i64 @llvm.smax.i64(i64 %share, i64 %least)
+  %chunk = call i64 @llvm.smax.i64(i64 %larger, i64 1)
+  store i64 %total, ptr %context, align 8
+  %count.at = getelementptr i64, ptr %context, i64 1
+  store i64 %count, ptr %count.at, align 8
+  %chunk.at = getelementptr i64, ptr %context, i64 2
+  store i64 %chunk, ptr %chunk.at, align 8
+  %counters.at = getelementptr i64, ptr %context, i64 3
+  store ptr %counters, ptr %counters.at, align 8
+  call void @GOMP_parallel(ptr %member, ptr %context, i32 %threads, i32 0)
+  ret void
+}}
+"""
+"""Starts a team of `%threads` on a region of `%total` iterations, of `%work` in all, and waits for
+it. `%context` has the region's arguments after its header, which is written here."""
+
+NEXT = f"""define internal {{i64, i64}} @kir.next(ptr %team, ptr %turn) {COLD} {{
   %none = icmp eq ptr %team, null
   br i1 %none, label %nothing, label %start
 start:
@@ -202,12 +225,12 @@ found:
   %reach = add i64 %begin, %chunk
   %below = icmp slt i64 %reach, %last
   %end = select i1 %below, i64 %reach, i64 %last
-  %half = insertvalue {i64, i64} poison, i64 %begin, 0
-  %pair = insertvalue {i64, i64} %half, i64 %end, 1
-  ret {i64, i64} %pair
+  %half = insertvalue {{i64, i64}} poison, i64 %begin, 0
+  %pair = insertvalue {{i64, i64}} %half, i64 %end, 1
+  ret {{i64, i64}} %pair
 nothing:
-  ret {i64, i64} zeroinitializer
-}
+  ret {{i64, i64}} zeroinitializer
+}}
 """
 """The next range of iterations for a thread, empty when none is left. `%turn` is the thread's
 number and how many of the team's ranges it has seen to the end."""
