@@ -29,6 +29,8 @@ LOAD = 0.15
 """Cycles by which a load, from caches of all levels, delays the multiply-adds; as measured."""
 COPIED = 64
 """Lanes of a copy's tile, at most."""
+PARTS = 4
+"""Parts of a line, by column modulo the stride, whose copies are written out, at most."""
 UNROLLED = 32
 """Taps of a window that are written out, at most."""
 
@@ -250,6 +252,8 @@ class WindowPlan:
             d.attempt("layout", buffer.name, order=(*range(1, len(buffer.shape)), 0))
             made[-2:] = reversed(made[-2:])
             d.attempt("reorder", tuple(made[-2:]))
+            if stride <= PARTS:  # which of the parts it is decides where the padding lies
+                d.attempt("bind", made[-2], "unroll")
         width = constant_extent(d, made[-1])
         rest = []
         if width is not None and width > COPIED:
