@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from kir.analysis.boxes import filled_before, fills
 from kir.analysis.model import Access, AxisFrame, Decl, Frames, Model
 from kir.analysis.sets import Env, Text, Undecided, difference, sample, solve
-from kir.ir import Expr, Read, walk
+from kir.ir import Const, Expr, Read, walk
+from kir.simplify import interval
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ def escape(model: Model, access: Access) -> Escape | None:
 
 
 def _violation(model: Model, access: Access, dim: int) -> Escape | None:
+    if _within(model, access, dim):
+        return None
     text = Text(model)
     env = text.enter(access.frames)
     certain, text.exact = text.exact, True
@@ -60,6 +64,15 @@ def _violation(model: Model, access: Access, dim: int) -> Escape | None:
     values = dict(found)
     certain = certain and text.exact
     return Escape(access, dim, text.exact, certain, _named(text, found), values["e"], values["s"])
+
+
+def _within(model: Model, access: Access, dim: int) -> bool:
+    """Quickly, with no set: whether the bounds of all indices alone keep one in its extent."""
+    extent = model.prepare(access.decl.shape[dim])
+    if not isinstance(extent, Const):
+        return False
+    low, high = interval(model.prepare(access.indices[dim]), model.ranges(access.axes))
+    return low is not None and low >= 0 and high is not None and high < int(extent.value)
 
 
 def _named(text: Text, found: tuple[tuple[str, int], ...]) -> dict[str, int]:
@@ -118,6 +131,8 @@ def unwritten(model: Model, output: Decl) -> tuple[Gap | None, bool]:
 
     Raises Undecided where isl gives up.
     """
+    if fills(model, output):
+        return None, True
     rank = len(output.shape)
     outer = Env({}, {}, "", frozenset())
     text = Text(model)
@@ -148,6 +163,8 @@ def unwritten(model: Model, output: Decl) -> tuple[Gap | None, bool]:
 def read_too_early(model: Model, access: Access) -> Gap | None:
     """An element that `access` reads (or updates) before any store wrote it, where that can be
     decided; None otherwise. Raises Undecided where isl gives up."""
+    if filled_before(model, access):
+        return None
     writers = [a for a in model.accesses if a.decl is access.decl and a.kind == "write"]
     reader, env = _reader(model, access)
     if not reader.exact:

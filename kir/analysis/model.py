@@ -32,7 +32,7 @@ from kir.ir import (
     substitute,
     walk,
 )
-from kir.simplify import simplify
+from kir.simplify import Interval, simplify
 
 Role = Literal["input", "output", "buffer", "definition"]
 Kind = Literal["read", "write", "update"]
@@ -121,6 +121,14 @@ class Model:
             found = (e, simplify(substitute(e, self.values)))
             self.prepared[id(e)] = found
         return found[1]
+
+    def ranges(self, axes: Iterable[AxisFrame]) -> dict[str, Interval]:
+        """Bounds of the indices of these axes; those of an empty loop are as if it ran once."""
+        found: dict[str, Interval] = {}
+        for f in axes:
+            e = self.prepare(f.extent)
+            found[f.name] = (0, max(int(e.value) - 1, 0) if isinstance(e, Const) else None)
+        return found
 
     @cached_property
     def mutable(self) -> frozenset[str]:
