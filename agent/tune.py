@@ -14,13 +14,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import kir
+from kir.agent import rules, sandbox
 from kir.agent.evaluate import STATUSES, ChildEvaluator, Limits, Problem, Verdict
+from kir.agent.executor import Executor, LocalExecutor
 from kir.agent.graph import Variant
 from kir.agent.graph.policy import make_policy
-from kir.agent.proposer import Derivation, make_proposer
-from kir.agent.search import Budget, Clock, Event, Search, derivation_text
+from kir.agent.model import earlier
+from kir.agent.proposer import Derivation, Proposer
+from kir.agent.search import Budget, Clock, Event, Search
+from kir.agent.search import drafts as as_drafts
 from kir.agent.store import NodeRow, RunRow, Store
-from kir.agent.variant import parse_derivation, specialised
+from kir.agent.variant import derivation_text, parse_derivation, specialised
 from kir.derivation import kernel_hash
 from kir.errors import StoreError, UsageError, VerificationError
 from kir.ir import Kernel, Module
@@ -29,8 +33,12 @@ from kir.specialise import infer_dims, specialise
 from kir.syntax import format_module
 
 DEFAULT_STORE = "sqlite:///kir-tune.db"
-FINALISTS = 3
-"""How many of the fittest variants are timed again at the end."""
+FINALISTS = 8
+"""How many of the fittest variants compete at the end."""
+WARM = 4
+"""How many derivations of earlier searches for a kernel of this name are tried first."""
+PROPOSERS = ("rules", "openai")
+EXECUTORS = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,7 @@ class Result:
     evaluations: int
     elapsed: float
     interrupted: bool
+    spent: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -76,8 +85,13 @@ def tune(
     seed: int = 0,
     resume: bool = False,
     start: str = "default",
-    policy: str = "greedy",
+    policy: str = "mcts",
     proposer: str = "rules",
+    workers: int = 1,
+    executor: str = "local",
+    address: str | None = None,
+    stall: int | None = None,
+    fitness: float | None = None,
     limits: Limits | None = None,
     on_event: Callable[[Event], None] | None = None,
     clock: Clock = time.monotonic,
@@ -85,9 +99,13 @@ def tune(
     """Search for a schedule of `kernel` under `dims` that is faster than the target's default.
 
     `start` is where the search begins: `default` schedule or canonical `loops`; the yardstick is
-    the default schedule either way. With `resume`, the latest run in the store that asked for the
-    same search goes on (UsageError where there is none). Raises VerificationError where the
-    default schedule itself fails, StoreError where the store does.
+    the default schedule either way. From the default schedule, the best derivations that the store
+    holds for a kernel of this name are tried too. It ends after `budget_s` seconds, so many
+    `evaluations`, `stall` evaluations without a new best, or at a `fitness`. `executor` is `local`
+    or `ray` (with the `address` of a cluster), with so many `workers`. With `resume`, the latest
+    run in the store that asked for the same search goes on (UsageError where there is none).
+    Raises VerificationError where the default schedule itself fails, StoreError where the store
+    does.
     """
     if start not in ("default", "loops"):
         raise UsageError(f"a search starts from `default` or `loops`, not `{start}`")
@@ -109,23 +127,27 @@ def tune(
     database = Store(store)
     try:
         run = _open_run(database, problem, settings, resume)
-        with ChildEvaluator(problem, limits) as evaluator:
+        begun = as_drafts(_roots(database, spec, baseline, start, target))
+        helper = make_executor(executor, problem, limits, workers, address)
+        try:
             started = clock()
             search = Search(
                 run=run.id,
                 spec=spec,
                 store=database,
-                evaluator=evaluator,
+                executor=helper,
                 policy=make_policy(policy),
-                proposer=make_proposer(proposer),
+                proposer=make_proposer(proposer, database, run.id),
                 seed=seed,
                 baseline_hash=kernel_hash(schedule(spec, baseline)),
                 provenance=provenance(),
                 clock=clock,
                 on_event=on_event,
             )
-            search.go((_root(spec, baseline, start),), Budget(budget_s, evaluations))
-            found = _best(search, evaluator, clock() - started)
+            search.go(begun, Budget(budget_s, evaluations, stall, fitness))
+            found = _best(search, helper, clock() - started)
+        finally:
+            helper.close()
         status = "interrupted" if found.interrupted else "done"
         database.finish_run(run.id, status, _summary(found))
         return found
@@ -133,11 +155,41 @@ def tune(
         database.close()
 
 
-def _root(spec: Kernel, baseline: Derivation, start: str) -> Derivation:
-    """Where the search begins: the default schedule's derivation, or that of canonical loops."""
-    if start == "default":
-        return baseline
-    return () if is_scheduled(spec) else LOOPS
+def make_proposer(name: str, store: Store, run: int) -> Proposer:
+    """UsageError for an unknown one."""
+    if name == "rules":
+        return rules.Rules(earlier(store, run))
+    if name == "openai":
+        from kir.agent.openai import Model
+
+        return Model(store)
+    raise UsageError(f"unknown proposer `{name}`", hint=f"there are: {', '.join(PROPOSERS)}")
+
+
+def make_executor(
+    name: str, problem: Problem, limits: Limits | None, workers: int, address: str | None
+) -> Executor:
+    """UsageError for an unknown one."""
+    if name == "local":
+        return LocalExecutor(problem, limits, workers)
+    if name == "ray":
+        from kir.agent.ray import RayExecutor
+
+        return RayExecutor(problem, limits, workers, address)
+    raise UsageError(f"unknown executor `{name}`", hint=f"there are: {', '.join(EXECUTORS)}")
+
+
+def _roots(
+    database: Store, spec: Kernel, baseline: Derivation, start: str, target: str
+) -> tuple[Derivation, ...]:
+    """Where the search begins: the default schedule's derivation, or that of canonical loops; then
+    the drafts: what did well before, and what the analytic model likes."""
+    own = rules.drafts(spec)
+    if start == "loops":
+        return (() if is_scheduled(spec) else LOOPS, *own)
+    earlier = [parse_derivation(node.derivation)
+               for _, node in database.best_nodes(spec.name, target, WARM)]  # fmt: skip
+    return tuple(dict.fromkeys((baseline, *earlier, *own)))
 
 
 def _open_run(
@@ -172,32 +224,35 @@ def _open_run(
     return replace(row, id=database.add_run(row))
 
 
-def _best(search: Search, evaluator: ChildEvaluator, elapsed: float) -> Result:
+def _best(search: Search, executor: Executor, elapsed: float) -> Result:
     """The best of the fittest variants and the root, by new timings on inputs that are new.
 
-    The fittest of many noisy timings is partly the luckiest, so the finalists are timed again to
-    choose among them, and the one chosen once more for the figures that are reported. Where that
-    denies that it is faster than the default, the search's start is what was found.
+    The fittest of many noisy timings is partly the luckiest, so the finalists compete again, and
+    the one that wins is timed once more for the figures that are reported. Where that denies that
+    it is faster than the default, the search's start is what was found.
     """
-    good = [v for v in search.graph.variants.values() if v.status == "ok"]
+    good = list(search.graph.good())
+    if not good:
+        raise VerificationError(f"no schedule of `{search.spec.name}` holds", kernel=search.spec)
     ranked = sorted(good, key=lambda v: (-v.fitness, v.id))
-    finalists = list(dict.fromkeys([*ranked[:FINALISTS], *good[:1]]))
+    finalists = list(dict.fromkeys([*ranked[:FINALISTS], good[0]]))
     texts = {v: derivation_text(search.spec.name, v.steps) for v in finalists}
-    fresh = search.seed + 1
+    again = dict(
+        zip(finalists, executor.contest(list(texts.values()), search.seed + 1), strict=True)
+    )
 
-    def retimed(variant: Variant) -> Verdict:
-        verdict = evaluator.evaluate(texts[variant], fresh)
-        if verdict.status != "ok" or variant.ir_hash != search.baseline_hash:
-            return verdict
-        return replace(verdict, fitness=1.0, baseline_seconds=verdict.seconds)
+    def place(v: Variant) -> tuple[float, int]:
+        fitness = 1.0 if v.ir_hash == search.baseline_hash else again[v] or 0.0
+        return fitness, -v.id
 
-    again = {v: retimed(v).fitness for v in finalists}
-    best = max(finalists, key=lambda v: (again[v], -v.id))
-    for variant in dict.fromkeys([best, *good[:1]]):
-        verdict = retimed(variant)
+    best = max(finalists, key=place)
+    for variant in dict.fromkeys([best, good[0]]):
+        verdict = executor.submit(texts[variant], search.seed + 2).result()
+        if verdict.status == "ok" and variant.ir_hash == search.baseline_hash:
+            verdict = replace(verdict, fitness=1.0, baseline_seconds=verdict.seconds)
         if verdict.seconds is None or verdict.baseline_seconds is None:
             continue
-        if verdict.fitness < 1 and variant is not good[0] and again[good[0]] > verdict.fitness:
+        if verdict.fitness < 1 and variant is not good[0] and place(good[0])[0] > verdict.fitness:
             continue
         return Result(
             run=search.run,
@@ -211,6 +266,7 @@ def _best(search: Search, evaluator: ChildEvaluator, elapsed: float) -> Result:
             evaluations=len(search.graph.variants),
             elapsed=elapsed,
             interrupted=search.interrupted,
+            spent=dict(search.proposer.spent()),
         )
     raise VerificationError(
         f"no schedule of `{search.spec.name}` holds on fresh inputs", kernel=search.spec
@@ -226,6 +282,7 @@ def _summary(found: Result) -> dict[str, object]:
         "evaluations": found.evaluations,
         "statuses": dict(found.statuses),
         "elapsed": found.elapsed,
+        "spent": dict(found.spent),
     }
 
 
@@ -259,7 +316,7 @@ def replay(store: str, node: int, *, limits: Limits | None = None, seed: int = 1
 def provenance() -> dict[str, object]:
     """The machine and the versions that a measurement depends on."""
     packages = {}
-    for name in ("numpy", "llvmlite", "islpy", "triton"):
+    for name in ("numpy", "llvmlite", "islpy", "triton", "scikit-learn"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
@@ -272,6 +329,7 @@ def provenance() -> dict[str, object]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "packages": packages,
+        "confinement": sandbox.available().text(),
     }
 
 

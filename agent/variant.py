@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kir.errors import KirError, ScheduleError
-from kir.ir import Kernel, Schedule, Step
+from kir.ir import Kernel, Module, Schedule, Step
 from kir.specialise import specialise
-from kir.syntax import parse
+from kir.syntax import format_module, parse
 
 if TYPE_CHECKING:
     from kir.agent.evaluate import Problem
@@ -27,3 +27,8 @@ def parse_derivation(text: str) -> tuple[Step, ...]:
     if len(items) == 1 and isinstance(items[0], Schedule):
         return items[0].steps
     raise ScheduleError("a derivation is one `schedule name of kernel { ... }`")
+
+
+def derivation_text(kernel: str, steps: tuple[Step, ...]) -> str:
+    """`schedule tuned of kernel { steps }`."""
+    return format_module(Module((Schedule("tuned", kernel, steps),)))

@@ -39,7 +39,7 @@ Handler = Callable[[Request], Reply]
 
 def main(target: str) -> int:
     preload(target)
-    serve(handle)
+    serve(handle, keep_baseline)
     return 0
 
 
@@ -53,11 +53,31 @@ def preload(target: str) -> None:
     kir.pipeline.Target(target).backend  # noqa: B018  (imports it)
 
 
-def serve(handler: Handler) -> None:
-    """Fork a job for each request, one after the other, until standard input ends."""
+_baselines: dict[str, Executable] = {}
+"""Loaded default schedules, by problem: jobs inherit them."""
+
+
+def keep_baseline(request: Request) -> None:
+    """In the server: compile and load the default schedule, once for all jobs. It is not a
+    candidate, but what the search trusts to be timed against; it is not run here."""
+    from kir.agent.variant import parse_derivation, specialised
+    from kir.errors import KirError
+
+    problem = Problem(**request["problem"])
+    if problem.baseline not in _baselines:
+        with contextlib.suppress(KirError):  # the first root will say so
+            steps = parse_derivation(problem.baseline)
+            _baselines[problem.baseline] = compiled(problem, specialised(problem), steps)
+
+
+def serve(handler: Handler, before: Callable[[Request], None] | None = None) -> None:
+    """Fork a job for each request, one after the other, until standard input ends. `before` sees
+    each request first, in this process."""
     sandbox.die_with(os.getppid())
     for line in sys.stdin:
         folder = Path(json.loads(line)["folder"])
+        if before is not None:
+            before(json.loads((folder / REQUEST).read_text(encoding="utf-8")))
         sys.stdout.flush()
         server = os.getpid()
         pid = os.fork()
@@ -162,12 +182,10 @@ def handle(request: Request) -> Reply:
 
 
 def prepare(problem: Problem, path: Path) -> Reply:
-    """Compute the expected outputs with their error bounds, once for all candidates; compile the
-    baseline, which the cache of compiled objects then keeps: jobs cannot write to it."""
+    """Compute the expected outputs with their error bounds, once for all candidates."""
     import numpy as np
 
-    from kir.agent.variant import parse_derivation, specialised
-    from kir.errors import KirError
+    from kir.agent.variant import specialised
     from kir.inputs import random_inputs
     from kir.interpret import oracle
 
@@ -179,8 +197,6 @@ def prepare(problem: Problem, path: Path) -> Reply:
     unfinished = path.with_name("part-" + path.name)
     np.savez(unfinished, **arrays)
     unfinished.replace(path)
-    with contextlib.suppress(KirError):  # the first root will say so
-        compiled(problem, spec, parse_derivation(problem.baseline))
     return {"status": "ok"}
 
 
@@ -200,7 +216,7 @@ def evaluate(problem: Problem, request: Request) -> Reply:
     clock.note("verify_s")
     if mistake:
         return {"status": "wrong", "error": mistake, "stages": clock.taken}
-    baseline = compiled(problem, spec, parse_derivation(problem.baseline))
+    baseline = baseline_of(problem, spec)
     clock.note("baseline_s")
     with alone(request.get("lock")):
         clock.note("waited_s")
@@ -232,7 +248,7 @@ def contest(problem: Problem, request: Request) -> Reply:
 
     spec = specialised(problem)
     inputs, outputs = random_inputs(spec, {}, problem.seed), poisoned(spec)
-    baseline = compiled(problem, spec, parse_derivation(problem.baseline))
+    baseline = baseline_of(problem, spec)
     right: dict[int, Executable] = {}
     for k, derivation in enumerate(request["derivations"]):
         with contextlib.suppress(KirError):  # it has no ratio then
@@ -250,6 +266,13 @@ def contest(problem: Problem, request: Request) -> Reply:
         ratios[k] = statistics.median(found)
     return {"status": "ok", "seconds": 1.0, "baseline_seconds": 1.0, "ratio": 1.0,
             "report": {"ratios": ratios}}  # fmt: skip
+
+
+def baseline_of(problem: Problem, spec: Kernel) -> Executable:
+    from kir.agent.variant import parse_derivation
+
+    known = _baselines.get(problem.baseline)
+    return known or compiled(problem, spec, parse_derivation(problem.baseline))
 
 
 class _Stages:

@@ -60,8 +60,15 @@ def tune(
     seed: Annotated[int, typer.Option()] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the latest run")] = False,
     start: Annotated[str, typer.Option(help="begin at `default` or `loops`")] = "default",
-    policy: Annotated[str, typer.Option(help="greedy")] = "greedy",
-    proposer: Annotated[str, typer.Option(help="rules")] = "rules",
+    policy: Annotated[str, typer.Option(help="greedy, beam, mcts, evolutionary, random")] = "mcts",
+    proposer: Annotated[str, typer.Option(help="rules, or openai: a language model")] = "rules",
+    workers: Annotated[int, typer.Option(min=1, help="evaluations at a time")] = 1,
+    executor: Annotated[str, typer.Option(help="local, or ray")] = "local",
+    address: Annotated[str | None, typer.Option(help="of a Ray cluster")] = None,
+    stall: Annotated[
+        int | None, typer.Option(min=1, help="end after so many without a new best")
+    ] = None,
+    until: Annotated[float | None, typer.Option(help="end at so many times the default")] = None,
     as_json: Json = False,
 ) -> None:
     """Search for a faster schedule; print its derivation. Every variant tried is in the store."""
@@ -79,6 +86,7 @@ def tune(
         found = search(
             item, dims, target, via=via, arch=arch, budget_s=seconds, evaluations=evaluations,
             store=store, seed=seed, resume=resume, start=start, policy=policy, proposer=proposer,
+            workers=workers, executor=executor, address=address, stall=stall, fitness=until,
             on_event=display.show if display else None,
         )  # fmt: skip
     finally:
@@ -130,7 +138,7 @@ def _record(found: Result) -> dict[str, Any]:
         "seconds": found.seconds, "baseline_seconds": found.baseline_seconds,
         "speedup": found.speedup, "statuses": dict(found.statuses),
         "proposals": dict(found.proposals), "evaluations": found.evaluations,
-        "elapsed": found.elapsed, "interrupted": found.interrupted,
+        "elapsed": found.elapsed, "interrupted": found.interrupted, "spent": dict(found.spent),
     }  # fmt: skip
 
 
