@@ -1,4 +1,9 @@
-"""Retrieval: SQLite's full-text search over the pages, in memory, ranked by BM25."""
+"""Retrieval: pages by the features that they share with a kernel, and SQLite's full-text search.
+
+BM25 serves for words of a question. It does not serve for features: it weighs rare words most and
+words of every second page not at all, so that `symbolic` would count and `contraction` would not.
+Those are compared as sets instead.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +11,28 @@ import re
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 
 from kir.agent.knowledge.pages import Page, load_pages
-from kir.agent.knowledge.vocabulary import DIAGNOSES, FEATURES, KINDS, TARGETS
+from kir.agent.knowledge.vocabulary import DIAGNOSES, FEATURES, KINDS, TARGETS, TELLING
 from kir.errors import MissingExtraError, UsageError
 
-COLUMNS = {"title": 4.0, "features": 4.0, "diagnoses": 6.0, "rewrites": 2.0, "body": 1.0}
+COLUMNS = {"title": 4.0, "features": 4.0, "diagnoses": 4.0, "rewrites": 2.0, "body": 1.0}
 """The columns that are searched, and how much a hit in each counts."""
+WEIGHTS = (1.0, 3.0)
+"""Of a feature in the comparison: of any, and of one that is `TELLING`."""
 MAX_WORDS = 64
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A page, and how well it fits: greater is better, 0 where nothing was asked for."""
+    """A page, whether it answers the diagnosis, how like its features are to those asked for (0 to
+    1), and its BM25 score for the words asked for."""
 
     page: Page
+    answers: bool
+    likeness: float
     score: float
 
 
@@ -60,10 +71,12 @@ class Knowledge:
         query: str = "",
         kinds: Iterable[str] = tuple(KINDS),
     ) -> tuple[Hit, ...]:
-        """The pages that fit best, at most `limit`: the diagnosis counts most, then the features
-        and the title, then the rewrites and the text; `query` is searched for everywhere.
+        """The pages that fit best, at most `limit`. Without a query: first those that answer the
+        diagnosis, in each half by likeness of features, then by BM25. With a query: pages that
+        have a word of it, by BM25 (of title, front matter and text) before all else.
 
         Only pages for `target` or for all targets, of the given `kinds`; `any` takes all targets.
+        Where features are given, only pages that share one.
         The order depends on the arguments and the pages alone: ties go by id. UsageError for a
         word that is not in the vocabulary.
         """
@@ -73,16 +86,27 @@ class Knowledge:
             if not any(word in table for table in (FEATURES, KINDS, TARGETS, DIAGNOSES)):
                 tables = ", ".join((*TARGETS, *DIAGNOSES, *FEATURES))
                 raise UsageError(f"the knowledge has no word `{word}`", hint=f"there are: {tables}")
-        allowed = frozenset(kinds)
-        scores = self._scores(_match(wanted, diagnosis, query))
+        allowed, asked = frozenset(kinds), frozenset(wanted)
+        words = re.findall(r"\w+", query)[:MAX_WORDS]
+        everything = not (words or asked or diagnosis)
+        scores = self._scores(_match(words, wanted, diagnosis))
         hits = [
-            Hit(page, scores.get(number, 0.0))
+            Hit(page, diagnosis in page.diagnoses, _likeness(asked, page), scores.get(number, 0.0))
             for number, page in enumerate(self.pages)
             if page.kind in allowed
             and (target == "any" or target in page.targets or "any" in page.targets)
-            and (scores is _ALL or number in scores)
+            and (everything or number in scores)
+            and (not asked or not asked.isdisjoint(page.features))
         ]
-        hits.sort(key=lambda hit: (-hit.score, hit.page.id))
+        hits.sort(
+            key=lambda hit: (
+                -hit.score if words else 0,
+                not hit.answers,
+                -hit.likeness,
+                -hit.score,
+                hit.page.id,
+            )
+        )
         return tuple(hits[: max(0, limit)])
 
     def page(self, name: str) -> Page:
@@ -93,8 +117,9 @@ class Knowledge:
         raise UsageError(f"there is no page `{name}`", hint="`kir knowledge` lists them")
 
     def _scores(self, match: str) -> dict[int, float]:
+        """The score of each page that matches an FTS5 expression, by its number."""
         if not match:
-            return _ALL
+            return {}
         weights = ", ".join(map(str, COLUMNS.values()))
         rows = self._connection.execute(
             f"SELECT rowid, -bm25(pages, {weights}) FROM pages WHERE pages MATCH ?", (match,)
@@ -102,8 +127,13 @@ class Knowledge:
         return {number: round(score, 6) for number, score in rows}
 
 
-_ALL: dict[int, float] = {}
-"""Stands for a search for nothing, which every page meets."""
+def _match(words: list[str], features: tuple[str, ...], diagnosis: str | None) -> str:
+    """The words of a question, each quoted, so that nothing in them is an operator; without
+    these, the words of the vocabulary, in the columns that hold them."""
+    if words:
+        return " OR ".join(f'"{word}"' for word in words)
+    parts = [f'features : "{word}"' for word in features]
+    return " OR ".join([*parts, f'diagnoses : "{diagnosis}"'] if diagnosis else parts)
 
 
 def _row(page: Page) -> tuple[str, ...]:
@@ -111,10 +141,14 @@ def _row(page: Page) -> tuple[str, ...]:
     return (page.title, *words, page.body)
 
 
-def _match(features: tuple[str, ...], diagnosis: str | None, query: str) -> str:
-    """An FTS5 expression; whatever a user writes goes in as quoted words."""
-    parts = [f'features : "{word}"' for word in features]
-    if diagnosis:
-        parts.append(f'diagnoses : "{diagnosis}"')
-    parts += [f'"{word}"' for word in re.findall(r"\w+", query)[:MAX_WORDS]]
-    return " OR ".join(parts)
+def _likeness(asked: frozenset[str], page: Page) -> float:
+    """The cosine between two sets of features, by weight: a page about few things, all of them
+    asked for, is more like a kernel than one about many."""
+
+    def weight(words: Iterable[str]) -> float:
+        return sum(WEIGHTS[word in TELLING] for word in words)
+
+    mine = frozenset(page.features)
+    if not asked or not mine:
+        return 0.0
+    return round(weight(asked & mine) / sqrt(weight(asked) * weight(mine)), 6)

@@ -60,3 +60,5 @@ FEATURES = {
     "f8": "tensors of f8e4m3 or f8e5m2",
     "i8": "tensors of i8 or u8",
 }
+TELLING = frozenset(list(FEATURES)[: list(FEATURES).index("padded")])
+"""Features that say what a kernel is; the others say what it has beside that."""
