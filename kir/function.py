@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kir.errors import InputDataError, Source, UsageError
+from kir.source import load
 
 if TYPE_CHECKING:
     from kir.backend import Executable
@@ -76,8 +77,6 @@ def _dynamic(chosen: bool | Iterable[str]) -> tuple[str, ...] | None:
 
 
 def _text_of(source: Any) -> Source:
-    from kir.syntax import format_kernel, format_module, load
-
     if isinstance(source, Source):
         return source
     if isinstance(source, str) and "{" in source:
@@ -85,6 +84,7 @@ def _text_of(source: Any) -> Source:
     if isinstance(source, str | Path):
         return load(source)
     from kir.ir import Kernel, Module
+    from kir.syntax import format_kernel, format_module
 
     if isinstance(source, Kernel):
         return Source(source.name, format_kernel(source))

@@ -309,6 +309,29 @@ def test_the_cache_is_bounded(private_cache: Path, monkeypatch: pytest.MonkeyPat
         cache.save(keys[1], {"x": b""})
 
 
+def test_a_folder_that_others_can_write_to(
+    private_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, place = cache.key_of({"a": 1}), private_cache / "cpu"
+    cache.save(key, {"x": b"one"})
+    for path, mode in ((place, 0o770), (place, 0o707), (private_cache, 0o707)):
+        kept = path.stat().st_mode
+        path.chmod(mode)
+        for use in (lambda: cache.load(key), lambda: cache.save(key, {"x": b"two"})):
+            with pytest.raises(UsageError, match=r"others.*would run here") as caught:
+                use()
+            assert "KIR_CACHE_DIR" in (caught.value.hint or "")
+        path.chmod(kept)
+    private_cache.chmod(0o1777)  # as /tmp is: nobody can rename what is not his
+    assert cache.load(key) == {"x": b"one"}
+    mine = os.geteuid()
+    if place.stat().st_uid == 0:  # root's folders are trusted by all
+        os.chown(place, mine + 1, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: mine + 2)
+    with pytest.raises(UsageError, match="another user"):
+        cache.load(key)
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("KIR_CACHE_DIR", str(tmp_path / "file"))
@@ -321,7 +344,7 @@ f = kir.compile(sys.argv[1])
 for n in (5, 70):
     x = np.ones((n, 40), np.float32)
     assert (f(x) == 3 * x).all()
-print(int("llvmlite" in sys.modules or "islpy" in sys.modules))
+print(int(bool({"llvmlite", "islpy", "lark", "kir.ir", "kir.syntax"} & set(sys.modules))))
 """
 
 

@@ -5,7 +5,8 @@ It keeps at most `$KIR_CACHE_LIMIT` MiB (1024 where not given): what was not use
 time goes first. An entry is written whole to a temporary file and renamed, so that readers in other
 processes see all of it or nothing, and a writer that is killed leaves but a temporary file, which
 is swept up later; an entry carries its own checksum, and one that fails it is made again. The
-folder is made for its owner alone, since what it holds is run.
+folder is made for its owner alone, since what it holds is run; one that others can write to is
+refused.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import itertools
 import json
 import os
+import stat
 import time
 from collections.abc import Mapping
 from functools import lru_cache
@@ -41,6 +43,27 @@ def folder() -> Path | None:
         return Path(chosen) / "cpu" if chosen else None
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "kir" / "cpu"
+
+
+def trusted(place: Path) -> Path:
+    """The folder, or where it is to be made; UsageError where another user could put code there:
+    where it is not this user's (or root's) or others may write to it, or where they may put another
+    in its place."""
+    for path, writable in ((place.parent, stat.S_IWOTH), (place, stat.S_IWGRP | stat.S_IWOTH)):
+        try:
+            found = os.stat(path)  # noqa: PTH116  (a fifth of the time of Path.stat)
+        except OSError:
+            continue
+        own = not hasattr(os, "geteuid") or found.st_uid in (os.geteuid(), 0)
+        guarded = path != place and found.st_mode & stat.S_ISVTX  # nobody renames what is not his
+        if (own or guarded) and (guarded or not found.st_mode & writable):
+            continue
+        why = "can be written to by others" if own else "belongs to another user"
+        raise UsageError(
+            f"the cache folder {path} {why}, and code from it would run here",
+            hint=f"`chmod go-w {path}`, or set KIR_CACHE_DIR to a folder of your own (empty: none)",
+        )
+    return place
 
 
 def limit() -> int:
@@ -77,11 +100,12 @@ def compiler_identity() -> str:
 
 
 def load(key: str) -> dict[str, bytes] | None:
-    """The named parts of an entry; None where there is none or it is damaged."""
+    """The named parts of an entry; None where there is none or it is damaged. UsageError for a
+    folder that is not to be trusted, as in `save`."""
     place = folder()
     if place is None:
         return None
-    path = place / key[:2] / key
+    path = trusted(place) / key[:2] / key
     try:
         with path.open("rb") as f:
             data = f.read()
@@ -100,7 +124,7 @@ def save(key: str, parts: Mapping[str, bytes]) -> None:
     import tempfile  # half of what a look-up would import
 
     allowed = limit()
-    target = place / key[:2] / key
+    target = trusted(place) / key[:2] / key
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         target.parent.mkdir(exist_ok=True)

@@ -1,5 +1,6 @@
 """Text to IR and back."""
 
+from kir.source import load
 from kir.syntax.format import (
     format_expr,
     format_kernel,
@@ -8,7 +9,7 @@ from kir.syntax.format import (
     format_step,
     format_stmt,
 )
-from kir.syntax.parse import load, parse, parse_kernel, parse_steps
+from kir.syntax.parse import parse, parse_kernel, parse_steps
 
 __all__ = [
     "format_expr",

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from lark import Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
-from kir.errors import FileError, KirError, LimitError, ParseError, Source, UsageError
+from kir.errors import KirError, LimitError, ParseError, Source, UsageError
 from kir.ir import Kernel, Module, Span, Step
+from kir.source import MAX_BYTES
 from kir.syntax.module import elaborate_module, elaborate_steps
 from kir.syntax.tables import parser
 
-MAX_BYTES = 1 << 20
-"""A kernel file is some kilobytes; a megabyte is somebody's mistake or attack."""
 MAX_DEPTH = 150
 """Nesting of brackets and expressions: all walks over the IR recurse once or twice per level."""
 MAX_TOKEN = 100
@@ -34,27 +32,6 @@ _TERMINALS = {
     "SIGN": "`+`",
     "MULTIPLY": "`*`",
 }
-
-
-def load(path: str | Path) -> Source:
-    """Read a file as a Source; FileError or LimitError where that cannot be."""
-    path = Path(path)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise LimitError(
-                f"{path} has {path.stat().st_size:,} bytes; the limit is {MAX_BYTES:,}",
-                hint="a KIR file holds a few kernels; tensors belong in .npy files",
-            )
-        data = path.read_bytes()
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror}", hint="check the path") from None
-    try:
-        return Source(str(path), data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise FileError(
-            f"{path} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}",
-            hint="save the file as UTF-8",
-        ) from None
 
 
 def parse(text: str | Source, name: str = "<text>") -> Module:
