@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 
 from kir.agent.knowledge import (
     DIAGNOSES,
@@ -22,6 +25,7 @@ from kir.agent.knowledge import (
     write_draft,
 )
 from kir.check import check_module
+from kir.cli import app
 from kir.errors import FileError, KirError, LimitError, ParseError, Source, UsageError
 from kir.ir import Kernel, Schedule
 from kir.ops import OPS
@@ -208,7 +212,7 @@ def test_retrieval_is_deterministic_and_keeps_to_the_target(knowledge: Knowledge
     for half in (True, False):
         likeness = [h.likeness for h in one if h.answers is half]
         assert likeness == sorted(likeness, reverse=True)
-    constraints = knowledge.retrieve(features, "amd", limit=50, kinds=["constraint"])
+    constraints = knowledge.retrieve(features, "amd", limit=50, kinds=("constraint",))
     assert constraints and all(h.page.kind == "constraint" for h in constraints)
 
 
@@ -220,11 +224,30 @@ def test_queries(knowledge: Knowledge) -> None:
     for hostile in ('"', "a AND", "NEAR(", "title:", "* OR 1", "'; DROP TABLE pages; --", "\x00"):
         knowledge.retrieve(query=hostile)
     assert knowledge.retrieve(limit=0) == ()
-    with pytest.raises(UsageError, match="no word `fast`"):
+    with pytest.raises(UsageError, match="`fast` is none of the features"):
         knowledge.retrieve(["fast"])
+    with pytest.raises(UsageError, match="`memory` is none of the targets"):
+        knowledge.retrieve(target="memory")
     assert knowledge.page("guidance/roofline").kind == "guidance"
     with pytest.raises(UsageError, match="no page"):
         knowledge.page("guidance/nothing")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: str) -> str:
+        typer.main.get_command(app)(list(arguments), standalone_mode=False)
+        return capsys.readouterr().out
+
+    (tmp_path / "mine.md").write_text(GOOD, encoding="utf-8")
+    assert "A page" in run("knowledge", "--knowledge", str(tmp_path))
+    assert len(run("knowledge").splitlines()) > len(PAGES)
+    softmax = str(ROOT / "examples" / "softmax.kir")
+    asked = ("--for", softmax, "--target", "cpu", "--diagnosis", "memory", "--json")
+    found = json.loads(run("knowledge", *asked, "--shape", "M=64,N=64"))
+    assert {"softmax", "small"} <= set(found["features"])
+    assert found["pages"][0]["page"]["id"] == "guidance/online-softmax"
+    assert "Sources:" in run("knowledge", "guidance/argmax")
+    assert json.loads(run("knowledge", "guidance/argmax", "--json"))["kind"] == "guidance"
 
 
 # --- features --------------------------------------------------------------------------------
@@ -328,8 +351,6 @@ def test_a_draft_is_a_page_and_not_used_before_it_is_reviewed(tmp_path: Path) ->
 
 
 def test_a_draft_refuses_what_it_cannot_say(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     with pytest.raises(UsageError, match="no diagnosis"):
         draft_page(replace(_finding(), diagnosis="gremlins"))
     (tmp_path / "file").write_text("")

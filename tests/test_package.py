@@ -93,6 +93,7 @@ def test_the_wheel_works_in_another_folder(tmp_path: Path) -> None:
         ("check", "double.kir"),
         ("run", "double.kir", "--shape", "N=1000"),
         ("targets",),
+        ("knowledge", "guidance/online-softmax"),
     ):
         done = subprocess.run(
             [str(tmp_path / "env" / "bin" / "python"), "-m", "kir", *command],

@@ -69,7 +69,7 @@ class Knowledge:
         limit: int = 5,
         *,
         query: str = "",
-        kinds: Iterable[str] = tuple(KINDS),
+        kinds: tuple[str, ...] = tuple(KINDS),
     ) -> tuple[Hit, ...]:
         """The pages that fit best, at most `limit`. Without a query: first those that answer the
         diagnosis, in each half by likeness of features, then by BM25. With a query: pages that
@@ -81,11 +81,10 @@ class Knowledge:
         word that is not in the vocabulary.
         """
         wanted = tuple(dict.fromkeys(features))
-        known = (*wanted, *kinds, target, *((diagnosis,) if diagnosis else ()))
-        for word in known:
-            if not any(word in table for table in (FEATURES, KINDS, TARGETS, DIAGNOSES)):
-                tables = ", ".join((*TARGETS, *DIAGNOSES, *FEATURES))
-                raise UsageError(f"the knowledge has no word `{word}`", hint=f"there are: {tables}")
+        _check("features", wanted, FEATURES)
+        _check("kinds", kinds, KINDS)
+        _check("targets", (target,), TARGETS)
+        _check("diagnoses", (diagnosis,) if diagnosis else (), DIAGNOSES)
         allowed, asked = frozenset(kinds), frozenset(wanted)
         words = re.findall(r"\w+", query)[:MAX_WORDS]
         everything = not (words or asked or diagnosis)
@@ -125,6 +124,13 @@ class Knowledge:
             f"SELECT rowid, -bm25(pages, {weights}) FROM pages WHERE pages MATCH ?", (match,)
         )
         return {number: round(score, 6) for number, score in rows}
+
+
+def _check(what: str, words: tuple[str, ...], table: dict[str, str]) -> None:
+    for word in words:
+        if word not in table:
+            hint = "there are: " + ", ".join(table)
+            raise UsageError(f"`{word}` is none of the {what}", hint=hint)
 
 
 def _match(words: list[str], features: tuple[str, ...], diagnosis: str | None) -> str:
