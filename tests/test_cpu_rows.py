@@ -54,6 +54,26 @@ def test_transpositions_move_every_element(dtype: str, shape: tuple[int, int, in
         np.testing.assert_array_equal(made["y"], x.transpose(0, 2, 1))
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("offset", [0, 4, 16, 32])
+def test_large_transpositions_bypass_the_cache_however_outputs_are_aligned(
+    dtype: str, offset: int
+) -> None:
+    """Rows of 4112 bytes are aligned to 16, not to whole vectors."""
+    size = FLOATS[dtype].itemsize
+    for rows, columns in ((4112 // size, 1 << 12), (1 << 12, 1 << 11)):
+        x = random((1, rows, columns), dtype)
+        dims = {"B": 1, "M": rows, "N": columns}
+        kernel = specialise(parse_kernel(TRANSPOSE.format(t=dtype)), dims)
+        scheduled = schedule(kernel, plan(kernel, Chip()))
+        raw = np.zeros(x.nbytes + 128, np.uint8)
+        start = -raw.ctypes.data % 64 + offset
+        y = raw[start : start + x.nbytes].view(x.dtype).reshape(1, columns, rows)
+        BACKEND.load(BACKEND.lower(scheduled, "cpu", "native"))({"x": x}, None, {"y": y})
+        np.testing.assert_array_equal(y, x.transpose(0, 2, 1))
+        assert not raw[:start].any() and not raw[start + x.nbytes :].any()
+
+
 def test_transposed_operands_meet_straight_ones() -> None:
     text = """kernel f[M, N](x: f32[M, N], z: f32[N, M]) -> (y: f32[N, M]) {
   y[j: N, i: M] = exp(x[i, j]) * z[j, i] + z[j, i]

@@ -14,7 +14,8 @@ from kir.errors import MissingHardwareError, UnsupportedError
 from kir.plan.cpu.chip import Chip
 
 STREAM_BYTES = 1 << 25
-"""Outputs from this size on bypass the cache where the schedule says `hint(stream = 1)`."""
+"""Outputs bypass the cache where the schedule says `hint(stream = 1)` and a kernel moves that much,
+or more: a fourth of it written, at the least."""
 STREAMS: dict[str, Any] = {"stream_bytes": STREAM_BYTES, "stream_fence": "llvm.x86.sse.sfence"}
 
 

@@ -82,10 +82,11 @@ class Call:
 def _maker(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Callable[[], NDArray]:
     """What gives fresh memory; where it is large, aligned to cache lines, as `malloc`'s is not."""
     size = math.prod(shape) * dtype.itemsize
-    return partial(np.empty if size < ALIGNED_FROM else _aligned, shape, dtype)
+    return partial(np.empty if size < ALIGNED_FROM else aligned, shape, dtype)
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray:
+def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray:
+    """Fresh memory, of any content, that begins where a cache line does."""
     raw = np.empty(math.prod(shape) * dtype.itemsize + 64, np.uint8)
     return np.ndarray(shape, dtype, raw, -raw.ctypes.data % 64)
 

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
 from kir.backend import Executable
 from kir.backends.cpu import BACKEND
 from kir.backends.cpu.archs import machine_of
+from kir.backends.cpu.call import aligned
 from kir.backends.cpu.native import load_object
 from kir.backends.llvm.compile import compile_object
 from kir.check import check_kernel
@@ -61,11 +63,17 @@ def _executable(text: str, parts: int, length: int, threads: int) -> Executable:
     return BACKEND.with_threads(BACKEND.lower(kernel, "cpu", "native"), threads)
 
 
+def _ones(shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    made = aligned(shape, np.dtype(np.float32))
+    made.fill(1.0)
+    return made
+
+
 def stream_copy(nbytes: int, threads: int) -> Call:
     """KIR's copy that reads and writes `nbytes` in all, past the cache where it is large."""
     length = max(1, nbytes // 2 // threads // 256)
     run = _executable(COPY, threads, length, threads)
-    source, target = (np.ones((threads, length, 64), np.float32) for _ in range(2))
+    source, target = (_ones((threads, length, 64)) for _ in range(2))
     arrays, results = {"x": source}, {"y": target}
     return lambda: run(arrays, None, results)
 
@@ -79,7 +87,7 @@ def read(nbytes: int, threads: int, streams: int = 1) -> Call:
     length = max(1, nbytes // threads // 512)
     text = READ.replace("STREAMS", str(streams)).replace("LANES", str(lanes))
     run = _executable(text, threads, length, threads)
-    arrays = {"x": np.ones((threads, streams, length, lanes), np.float32)}
+    arrays = {"x": _ones((threads, streams, length, lanes))}
     results = {"y": np.zeros((threads, streams, lanes), np.float32)}
     return lambda: run(arrays, None, results)
 

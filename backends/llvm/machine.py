@@ -24,8 +24,9 @@ class Machine:
     (`kir_local_alloc(bytes)` and `kir_local_free(pointer)` of the run-time system). Blocks up to
     `stack_bytes` of constant size stand on the stack in both.
 
-    Stores under `hint(stream = 1)` bypass the cache where the kernel's outputs exceed
-    `stream_bytes` (0: never) and `stream_fence`, an intrinsic's name, orders them at the end.
+    Stores under `hint(stream = 1)` bypass the cache where a kernel's inputs and outputs fill
+    `stream_bytes` (0: never), outputs a fourth of it, and are aligned; `stream_fence`, an
+    intrinsic's name, orders them at the end.
 
     `dots` are the types of which it adds groups of products in one instruction (see `dots`).
     """

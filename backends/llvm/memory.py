@@ -61,7 +61,8 @@ class Scope:
     factors: dict[str, int] = field(default_factory=dict)
     lane: Lane | None = None
     mask: V | None = None
-    stream: bool = False
+    stream: int = 0
+    """Bytes to which rows of outputs are aligned whose stores bypass the cache; 0: none does."""
     ahead: bool = False
     """Under `hint(ahead = 1)`: reads also prefetch for the grid's next iteration."""
     turned: dict[Read, tuple[str, list[V]]] = field(default_factory=dict)
@@ -73,6 +74,8 @@ STRIDES = range(2, 5)
 AHEAD_BYTES = 1 << 17
 """Prefetching goes no further than this, so that it stays in the cache until it is used."""
 LINE = 64
+LEAST_STREAMED = 16
+"""Bytes of the narrowest store that bypasses the cache."""
 
 CELL = "kir.cell"
 """The name of a checked build's error cell among the tensors: no KIR name has a dot."""
@@ -482,12 +485,11 @@ class Accesses:
                 result = b.select(b.lane(mask, i), b.lane(value, i), result)
         return result
 
-    def _put(self, t: Tensor, pointer: V, value: V, lanes: int, stream: bool = False) -> None:
+    def _put(self, t: Tensor, pointer: V, value: V, lanes: int, stream: int = 0) -> None:
         bits = self.b.splat(self.scalars.to_memory(value, t.type), lanes)
-        align = 16 if stream else t.type.bytes
-        self.b.store(bits, pointer, align, stream)
+        self.b.store(bits, pointer, stream or t.type.bytes, stream > 0)
 
-    def _put_lanes(self, t: Tensor, a: Address, value: V, stream: bool = False) -> None:
+    def _put_lanes(self, t: Tensor, a: Address, value: V, stream: int = 0) -> None:
         mask, b = self.scope.mask, self.b
         if a.kind == "row" and mask is None:
             self._put(t, a.pointer, value, value.lanes, stream)
@@ -501,12 +503,17 @@ class Accesses:
         else:
             b.scatter(self.scalars.to_memory(value, t.type), a.pointer, mask, t.type.bytes)
 
-    def _streams(self, t: Tensor, s: Store) -> bool:
-        lane = self.scope.lane
-        if not (self.scope.stream and t.output and lane is not None and s.indices):
-            return False
-        step = max(1, 16 // t.type.bytes)
-        return lane.count % step == 0 and multiple_of(s.indices[-1], step, self.scope.factors)
+    def _streams(self, t: Tensor, s: Store) -> int:
+        """The alignment with which a store may bypass the cache; 0 where it may not."""
+        lane, align = self.scope.lane, self.scope.stream
+        if not (align and t.output and lane is not None and s.indices):
+            return 0
+        while align >= LEAST_STREAMED:
+            step = max(1, align // t.type.bytes)
+            if lane.count % step == 0 and multiple_of(s.indices[-1], step, self.scope.factors):
+                return align
+            align //= 2
+        return 0
 
     # --- updates
 

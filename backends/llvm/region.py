@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kir.backends.llvm import team
 from kir.backends.llvm.affine import mentions, product, reads_memory
 from kir.backends.llvm.builder import Builder, V, integer
-from kir.backends.llvm.memory import Scope
+from kir.backends.llvm.memory import LEAST_STREAMED, Scope
 from kir.backends.llvm.work import Work
 from kir.ir import Expr, Loop, Param, const, walk
 
@@ -45,31 +45,47 @@ class Region:
         streams = self._may_stream()
         gomp = self.owner.machine.grid == "gomp"
         work = b.op("mul", total, Work(code).nest(self.nest)) if gomp else total
-        self._function(self.name, stream=False)
+        self._function(self.name, stream=0)
         large = None
         if streams:
-            self._function(self.name + ".stream", stream=True)
-            large = self._streaming()
+            align = self._alignment()
+            self._function(self.name + ".stream", stream=align)
+            large = self._streaming(align)
         self._launch(total, work, large)
 
     def _may_stream(self) -> bool:
         limit = self.owner.machine.stream_bytes
         hinted = any(("stream", 1) in n.hints for s in self.nest for n in walk(s)
                      if isinstance(n, Loop))  # fmt: skip
-        size = self._written().constant if limit and hinted else 0
+        size = self._moved().constant if limit and hinted else 0
         return size is None or (size > 0 and size >= limit)
 
-    def _written(self) -> V:
-        """Bytes of all outputs."""
-        size = integer(0)
-        for p in self.owner.kernel.outputs:
-            size = self.b.op("add", size, self.code.access.uniform(_bytes(p)))
-        return size
+    def _moved(self) -> V:
+        """Bytes of all inputs and outputs, but at most four times those of the outputs."""
+        size, written = integer(0), integer(0)
+        for p in self.owner.kernel.params:
+            more = self.code.access.uniform(_bytes(p))
+            size = self.b.op("add", size, more)
+            if p in self.owner.kernel.outputs:
+                written = self.b.op("add", written, more)
+        most = self.b.op("mul", written, integer(4))
+        return self.b.select(self.b.icmp("slt", size, most), size, most)
 
-    def _streaming(self) -> V:
-        """Whether the outputs are aligned for streaming stores and larger than the cache."""
+    def _alignment(self) -> int:
+        """Bytes that streaming stores are aligned to: whole vectors, fewer where rows are known to
+        be aligned to fewer, 16 where their lengths are unknown."""
+        align = max(LEAST_STREAMED, self.owner.machine.vector_bits // 8)
+        for p in self.owner.kernel.outputs:
+            row = self.code.access.uniform(p.shape[-1]).constant if len(p.shape) > 1 else 0
+            while align > LEAST_STREAMED and (row is None or row * p.type.bytes % align):
+                align //= 2
+        return align
+
+    def _streaming(self, align: int) -> V:
+        """Whether the outputs are aligned for streaming stores and, with the inputs, fill the
+        cache."""
         code, b = self.code, self.b
-        size = self._written()
+        size = self._moved()
         aligned: list[V] = []
         for p in self.owner.kernel.outputs:
             t = code.scope.tensors[p.name]
@@ -78,7 +94,7 @@ class Region:
                 row = code.access.uniform(p.shape[-1])
                 places.append(b.op("mul", row, integer(p.type.bytes)))
             for place in places:
-                low = b.op("and", place, integer(15))
+                low = b.op("and", place, integer(align - 1))
                 aligned.append(b.icmp("eq", low, integer(0)))
         limit = integer(self.owner.machine.stream_bytes)
         test = b.logical_and([b.icmp("sge", size, limit), *aligned])
@@ -90,7 +106,7 @@ class Region:
         pointers = [f"ptr noalias %p.{n}" for n in self.tensors]
         return pointers + [f"i64 %d.{n}" for n in self.values]
 
-    def _function(self, name: str, stream: bool) -> None:
+    def _function(self, name: str, stream: int) -> None:
         """Runs [begin, end), then what else the team hands out (to none: nothing)."""
         outside = self.code.scope
         b = Builder(self.owner.module)

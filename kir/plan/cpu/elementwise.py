@@ -1,13 +1,13 @@
 """Elementwise nests: a grid over the outer axes and chunks of the contiguous one, which is cut into
-tiles of lanes. Where an operand is contiguous along another axis (a transposition), square tiles
-of both axes, which whole lines of the cache fill, in blocks that the second cache holds."""
+tiles of lanes. Where an operand is contiguous along another axis (a transposition), tiles of both
+axes, which whole lines of the cache fill, in blocks that the second cache holds."""
 
 from __future__ import annotations
 
 from kir.ir import Define, Op, Read, Store, Var, walk
 from kir.plan.common import HEAVY, Draft, constant_extent, contiguous_score
 from kir.plan.cpu.loops import spread, tile
-from kir.rewrites.base import var_names
+from kir.rewrites.base import buffers_of, var_names
 from kir.simplify import linear
 
 CHUNK = 1 << 14
@@ -16,8 +16,11 @@ GRAIN = 1 << 12
 """Elements that such an iteration takes at least: finding its indices takes divisions."""
 LINE = 64
 """Bytes of a line of the cache."""
-TILES = (16, 4)
-"""Square tiles of a transposition's block along the axis that is contiguous in the output, and the
+SIDES = (32, 8)
+"""Elements of a transposition's tile, at most: along the axis that is contiguous in the output, and
+the other one."""
+TILES = (8, 8)
+"""Tiles of a transposition's block along the axis that is contiguous in the output, and the
 other one. The pages that a block touches stay in the first translation table and the next."""
 
 
@@ -92,14 +95,14 @@ def coarse(draft: Draft, outer: list[str], inside: int | None, grain: int) -> li
 
 
 def _transposed(draft: Draft, prefix: list[str]) -> bool:
-    """Square tiles of the axes along which the output and an operand are contiguous."""
+    """Tiles of the axes along which the output and an operand are contiguous."""
     found = _axes(draft, prefix)
     if found is None:
         return False
-    trial, (along, across), side = draft.fork(), found[0], found[1]
+    trial, ((along, wide), (across, high)) = draft.fork(), found
     others = [n for n in prefix if n not in (along, across)]
     made: dict[str, list[str]] = {}
-    for axis, tiles in zip((along, across), TILES, strict=True):
+    for axis, side, tiles in ((along, wide, TILES[0]), (across, high, TILES[1])):
         made[axis] = []
         for factor in (side, tiles):
             name = made[axis][-1] if made[axis] else axis
@@ -113,20 +116,23 @@ def _transposed(draft: Draft, prefix: list[str]) -> bool:
         return False
     if not all(trial.attempt("bind", n, "tile") for n in (across, along)):
         return False
-    bound = [n for n in grid if trial.attempt("bind", n, "grid")]
-    if not bound:
+    spread(trial, grid)
+    if trial.loop(grid[0]).kind != "grid":
         return False
     draft.adopt(trial)
     return True
 
 
-def _axes(draft: Draft, prefix: list[str]) -> tuple[tuple[str, str], int] | None:
+def _axes(draft: Draft, prefix: list[str]) -> tuple[tuple[str, int], tuple[str, int]] | None:
     """The axis along which all stores are contiguous, one along which a read is that strides
-    along the first; and how many elements of the narrowest tensor fill a line."""
+    along the first; and the sides of a tile: what is stored side by side fills a line, so that it
+    may bypass the cache."""
     nodes = list(walk(draft.loop(prefix[0])))
     stores = [n for n in nodes if isinstance(n, Store)]
     along = {_last(n) for n in stores}
     reads = [n for n in nodes if isinstance(n, Read) and n.indices]
+    bits_of = {p.name: p.type.bits for p in draft.kernel.params}
+    bits_of |= {b.name: b.type.bits for b in buffers_of(draft.kernel.body)}
     if len(along) != 1 or None in along or any(s.op is not None for s in stores):
         return None
     (axis,) = along
@@ -139,8 +145,9 @@ def _axes(draft: Draft, prefix: list[str]) -> tuple[tuple[str, str], int] | None
     assert axis is not None
     (other,) = across
     assert other is not None
-    bits = min(n.dtype.bits for n in reads)
-    return (axis, other), max(8, min(16, LINE * 8 // bits))
+    bits = (min(bits_of[n.target] for n in stores), min(n.dtype.bits for n in reads))
+    wide, high = (max(8, min(side, LINE * 8 // b)) for side, b in zip(SIDES, bits, strict=True))
+    return (axis, wide), (other, high)
 
 
 def _last(n: Read | Store) -> str | None:
