@@ -381,9 +381,9 @@ class Builder:
     # --- control flow
 
     @contextmanager
-    def loop(self, begin: V, end: V, *, unroll: bool = False) -> Iterator[V]:
-        """A counted loop over [begin, end); yields the index. With `unroll`, LLVM is told to write
-        a short body without branches several times (see `unrolling`)."""
+    def loop(self, begin: V, end: V, *, unroll: int = 0) -> Iterator[V]:
+        """A counted loop over [begin, end); yields the index. LLVM is told to write a body without
+        branches several times where that makes no more than `unroll` (see `unrolling`)."""
         head, body, latch, done = (self.fresh(s) for s in ("head", "body", "latch", "done"))
         index, following = V("%" + self.fresh("i"), "i64"), V("%" + self.fresh("n"), "i64")
         before, opening = self.block, len(self.lines)
@@ -398,7 +398,7 @@ class Builder:
         with self.arm(body):
             yield index
             weight = self._straight(first + 1) if unroll else None
-            copies, all_of_them = unrolling(weight, begin, end)
+            copies, all_of_them = unrolling(weight, begin, end, unroll)
             self.jump(latch)
             self.label(latch, dominated=True)
             self.line(f"{following.ref} = add nsw {index}, 1")
@@ -461,25 +461,25 @@ class Builder:
 
 UNROLLED = 8
 """Copies of a loop's body, at most; all of them where it runs no more often."""
-WHOLE_WEIGHT = 700
-"""Instructions of 256 bits in the copies of a loop that is written out whole, at most: the taps of
-a 3 x 3 window, which share most of what they load."""
-PART_WEIGHT = 256
-"""And in those of a loop that stays one."""
+COPIES_WEIGHT = 256
+"""Instructions of 256 bits in all the copies of a loop's body, at most."""
+SUMS_WEIGHT = 700
+"""The same where it accumulates and is written out whole: the taps of a 3 x 3 window, which share
+most of what they load."""
 _COUNTED = re.compile(r"\b(load|store|call|f?add|f?sub|f?mul|fdiv|select|icmp|fcmp)\b")
 _VECTOR = re.compile(r"<(\d+) x ([a-z]+\d*)>")
 
 
-def unrolling(weight: int | None, begin: V, end: V) -> tuple[int, bool]:
+def unrolling(weight: int | None, begin: V, end: V, most: int) -> tuple[int, bool]:
     """How many copies of a loop's body of this weight (None: not at all) are worth their code, and
-    whether these are all."""
+    whether these are all, which may weigh `most`."""
     if weight is None:
         return 1, False
     first, last = begin.constant, end.constant
     if first is not None and last is not None and 0 < last - first <= UNROLLED:
-        whole = (last - first) * weight <= WHOLE_WEIGHT
+        whole = (last - first) * weight <= most
         return (last - first, True) if whole else (1, False)
-    return next((n for n in (8, 4, 2) if n * weight <= PART_WEIGHT), 1), False
+    return next((n for n in (8, 4, 2) if n * weight <= COPIES_WEIGHT), 1), False
 
 
 def weight_of(line: str) -> int:

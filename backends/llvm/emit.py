@@ -27,7 +27,16 @@ from kir.backends.llvm.affine import (
     reads_memory,
     worst_case,
 )
-from kir.backends.llvm.builder import COLD, Builder, Module, V, integer
+from kir.backends.llvm.bodies import accumulates, assigns, launches
+from kir.backends.llvm.builder import (
+    COLD,
+    COPIES_WEIGHT,
+    SUMS_WEIGHT,
+    Builder,
+    Module,
+    V,
+    integer,
+)
 from kir.backends.llvm.machine import Machine
 from kir.backends.llvm.memory import CELL, Accesses, Lane, Scope, Tensor
 from kir.backends.llvm.region import Region
@@ -54,7 +63,6 @@ from kir.ir import (
     transform,
     walk,
 )
-from kir.memo import reads_of
 from kir.ops import op
 
 MAX_LANES = 64
@@ -144,7 +152,7 @@ class KernelEmitter:
         code = Code(self, b, scope, top=True)
         code.block(self.kernel.body)
         head = f"define {self.linkage}i32 @{self.symbol}({', '.join(arguments)})"
-        b.define(head, COLD if all(map(_launches, self.kernel.body)) else "nounwind", "ret i32 0")
+        b.define(head, COLD if all(map(launches, self.kernel.body)) else "nounwind", "ret i32 0")
         if self.linkage:
             return Emitted("", self.symbol, self.regions)
         scratch.finish(self.module)
@@ -357,7 +365,8 @@ class Code:
                 end = self.b.intrinsic("llvm.smin", end, limit)
         before = self.scope.ahead
         self.scope.ahead = before or (("ahead", 1) in s.hints and bool(self.scope.grid))
-        loop = self.b.loop(integer(0), end, unroll=True)
+        most = SUMS_WEIGHT if accumulates(s) else COPIES_WEIGHT
+        loop = self.b.loop(integer(0), end, unroll=most)
         with loop as index, self.bound(s, index), self.where(where):
             self.block(s.body)
         self.scope.ahead = before
@@ -459,7 +468,7 @@ class Code:
         s = nest[at]
         extent = _extent(s) or 0
         if extent > UNROLL_LIMIT:
-            loop = self.b.loop(integer(0), integer(extent), unroll=True)
+            loop = self.b.loop(integer(0), integer(extent), unroll=COPIES_WEIGHT)
             with loop as i, self.bound(s, i), self.where(s.where):
                 self._outer_tiles(nest, at + 1)
             return
@@ -496,7 +505,7 @@ class Code:
         for s in reversed(outer):
             if copies * max(1, _extent(s) or 0) > UNROLL_LIMIT or lane is None:
                 break
-            if where and _assigns(nest[-1].body):  # a rare part, with no accumulators to unroll for
+            if where and assigns(nest[-1].body):  # a rare part, with no accumulators to unroll for
                 break
             copies *= max(1, _extent(s) or 0)
             unrolled += 1
@@ -511,7 +520,7 @@ class Code:
                     self._lanes(nest[lane], nest[-1].body, where)
             elif k < loops:
                 end = integer(_extent(outer[k]) or 0)
-                loop = self.b.loop(integer(0), end, unroll=True)
+                loop = self.b.loop(integer(0), end, unroll=COPIES_WEIGHT)
                 with loop as index, self.bound(outer[k], index):
                     level(k + 1)
             elif k + 1 == len(outer) and lane is not None and not where:
@@ -537,7 +546,7 @@ class Code:
         if strips == 1:
             self._strip_of_lanes(s, body, where, integer(0), width)
         else:
-            with self.b.loop(integer(0), integer(strips), unroll=True) as k:
+            with self.b.loop(integer(0), integer(strips), unroll=COPIES_WEIGHT) as k:
                 start = self.b.op("mul nsw", k, integer(width))
                 self._strip_of_lanes(s, body, where, start, width)
         if extent % width:
@@ -564,13 +573,6 @@ def _extent(s: Loop) -> int | None:
     return int(s.axis.extent.value) if isinstance(s.axis.extent, Const) else None
 
 
-def _launches(s: Stmt) -> bool:
-    """Whether a statement at the top only starts a region or makes room."""
-    if isinstance(s, Loop):
-        return s.kind == "grid"
-    return isinstance(s, Buffer) and s.init is None
-
-
 def _without_fills(s: Loop) -> Loop:
     """The loop over a copy, all of whose reads are in bounds."""
 
@@ -582,13 +584,6 @@ def _without_fills(s: Loop) -> Loop:
 
 def _is_tile(node: Node) -> bool:
     return isinstance(node, Loop) and node.kind == "tile"
-
-
-def _assigns(body: Sequence[Stmt]) -> bool:
-    """Whether a block only assigns elements, of tensors that it does not read."""
-    stores = [s for s in body if isinstance(s, Store) and s.op is None]
-    written = {s.target for s in stores}
-    return len(stores) == len(body) and all(written.isdisjoint(reads_of(s)) for s in stores)
 
 
 def _extent_mentions(s: Stmt, name: str) -> bool:
