@@ -31,6 +31,7 @@ from kir.ir import Kernel, Schedule
 from kir.ops import OPS
 from kir.pipeline import expand, schedule
 from kir.rewrites import REWRITES
+from kir.specialise import specialise
 from kir.syntax import format_module, load, parse
 
 ROOT = Path(__file__).parent.parent
@@ -309,6 +310,9 @@ def test_features_of_sizes_and_layouts() -> None:
     assert {"small", "low_intensity"} <= small and "large" not in small
     matmul = kernel_features(_kernel("matmul"), {"M": 4096, "N": 4096, "K": 4096})
     assert {"large", "high_intensity"} <= matmul and "small" not in matmul
+    fixed = specialise(_kernel("matmul"), {"M": 64, "N": 64, "K": 64})
+    assert "small" in kernel_features(fixed) and "symbolic" not in kernel_features(fixed)
+    assert not {"small", "large"} & kernel_features(_kernel("matmul"), {"M": 4})
 
 
 # --- drafts ----------------------------------------------------------------------------------

@@ -36,7 +36,8 @@ LOW, HIGH = 4, 32
 
 
 def kernel_features(kernel: Kernel, dims: Mapping[str, int] | None = None) -> frozenset[str]:
-    """Words of `FEATURES` that hold of a kernel; with `dims`, those about its size too."""
+    """Words of `FEATURES` that hold of a kernel; where its dims are given by `dims` or are
+    constants, those about its size too."""
     found = _of_expressions(kernel) | _of_statements(kernel) | _of_types(kernel)
     if _normalises(kernel):
         found.add("normalisation")
@@ -50,8 +51,9 @@ def kernel_features(kernel: Kernel, dims: Mapping[str, int] | None = None) -> fr
         "scatter", "window",
     }:  # fmt: skip
         found.add("elementwise")
-    if dims is not None:
-        found |= _of_size(kernel, dims)
+    known = {d.name: d.default for d in kernel.dims if d.default is not None} | dict(dims or {})
+    if all(d.name in known for d in kernel.dims):
+        found |= _of_size(kernel, known)
     return frozenset(found)
 
 
