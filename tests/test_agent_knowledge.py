@@ -294,6 +294,13 @@ def test_features_of_scheduled_kernels() -> None:
     assert not {"window", "recurrence", "transposed"} & found
 
 
+def test_features_of_every_kernel_of_the_tests() -> None:
+    for path in sorted((ROOT / "tests" / "rewrites").glob("*.kir")):
+        for kernel in parse(load(path)).kernels().values():
+            dims = {d.name: 12 for d in kernel.dims if d.default is None}
+            assert kernel_features(kernel, dims) <= set(FEATURES), kernel.name
+
+
 def test_features_of_sizes_and_layouts() -> None:
     text = """
     kernel turned[M, N](x: f64[N, M]) -> (y: f64[M, N]) { y[i: M, j: N] = x[j, i] }

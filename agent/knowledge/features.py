@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from kir.cost import cost
+from kir.errors import ConstraintError
 from kir.ir import (
     ARG_REDUCTIONS,
     Buffer,
@@ -230,8 +231,11 @@ def _of_types(kernel: Kernel) -> set[str]:
 
 
 def _of_size(kernel: Kernel, dims: Mapping[str, int]) -> set[str]:
-    found = set()
-    work = cost(kernel, dims)
+    found: set[str] = set()
+    try:
+        work = cost(kernel, dims)
+    except ConstraintError:  # extents that are read from a tensor: nobody knows
+        return found
     if work.bytes < SMALL:
         found.add("small")
     if work.bytes > LARGE:

@@ -44,7 +44,8 @@ class Knowledge:
 
     def __init__(self, folders: Iterable[Path] = (), *, drafts: bool = False) -> None:
         self.pages = load_pages(folders, drafts=drafts)
-        self._connection = sqlite3.connect(":memory:")
+        one_thread = sqlite3.threadsafety < 3  # 3: SQLite takes calls from several threads in turn
+        self._connection = sqlite3.connect(":memory:", check_same_thread=one_thread)
         columns = ", ".join(COLUMNS)
         try:
             self._connection.execute(
