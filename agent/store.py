@@ -218,7 +218,10 @@ class Store:
             with self.session(writes=True) as session:
                 return _enter(session, _node(row), row.parents)
         except _TakenError:
-            raise StoreError(f"run {row.run} has this IR already", hint="store it once") from None
+            raise StoreError(
+                f"run {row.run} has this IR already, or the store has no such run or parents",
+                hint="a variant is stored once",
+            ) from None
 
     def node(self, node: int) -> NodeRow:
         with self.session() as session:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import kir
 from kir.agent import rules, sandbox
@@ -31,6 +32,9 @@ from kir.ir import Kernel, Module
 from kir.pipeline import LOOPS, Target, choose_steps, is_scheduled, schedule
 from kir.specialise import infer_dims, specialise
 from kir.syntax import format_module
+
+if TYPE_CHECKING:
+    from kir.agent.chat import Settings
 
 DEFAULT_STORE = "sqlite:///kir-tune.db"
 FINALISTS = 8
@@ -92,6 +96,7 @@ def tune(
     address: str | None = None,
     stall: int | None = None,
     fitness: float | None = None,
+    model: Settings | None = None,
     limits: Limits | None = None,
     on_event: Callable[[Event], None] | None = None,
     clock: Clock = time.monotonic,
@@ -102,7 +107,8 @@ def tune(
     the default schedule either way. From the default schedule, the best derivations that the store
     holds for a kernel of this name are tried too. It ends after `budget_s` seconds, so many
     `evaluations`, `stall` evaluations without a new best, or at a `fitness`. `executor` is `local`
-    or `ray` (with the `address` of a cluster), with so many `workers`. With `resume`, the latest
+    or `ray` (with the `address` of a cluster), with so many `workers`; `model` says which model
+    the proposer `openai` asks, and what it may cost. With `resume`, the latest
     run in the store that asked for the same search goes on (UsageError where there is none).
     Raises VerificationError where the default schedule itself fails, StoreError where the store
     does.
@@ -137,7 +143,7 @@ def tune(
                 store=database,
                 executor=helper,
                 policy=make_policy(policy),
-                proposer=make_proposer(proposer, database, run.id),
+                proposer=make_proposer(proposer, database, run.id, target, model),
                 seed=seed,
                 baseline_hash=kernel_hash(schedule(spec, baseline)),
                 provenance=provenance(),
@@ -155,14 +161,16 @@ def tune(
         database.close()
 
 
-def make_proposer(name: str, store: Store, run: int) -> Proposer:
+def make_proposer(
+    name: str, store: Store, run: int, target: str = "cpu", model: Settings | None = None
+) -> Proposer:
     """UsageError for an unknown one."""
     if name == "rules":
         return rules.Rules(earlier(store, run))
     if name == "openai":
-        from kir.agent.openai import Model
+        from kir.agent.chat import Model
 
-        return Model(store)
+        return Model(store, target, model)
     raise UsageError(f"unknown proposer `{name}`", hint=f"there are: {', '.join(PROPOSERS)}")
 
 
