@@ -273,6 +273,10 @@ def op(name: str, *args: Expr) -> Op:
     return Op(name, args, result_dtype(name, [a.dtype for a in args]))
 
 
+GREATEST_F8E4M3 = 448.0
+"""It has no infinity: this is what `max` and `min` begin with."""
+
+
 def identity(update: str, dtype: DType) -> Const:
     """The neutral value of an update op (`add`, `mul`, `max`, `min`, `and`, `or`) in `dtype`."""
     if update in ("and", "or"):
@@ -281,7 +285,7 @@ def identity(update: str, dtype: DType) -> Const:
         value = 0 if update == "add" else 1
         return Const(float(value) if dtype.is_float else value, dtype)
     if dtype.is_float:
-        greatest = 448.0 if dtype == f8e4m3 else math.inf  # f8e4m3 has no infinity
+        greatest = GREATEST_F8E4M3 if dtype == f8e4m3 else math.inf
         return Const(-greatest if update == "max" else greatest, dtype)
     low, high = dtype.limits()
     return Const(low if update == "max" else high, dtype)

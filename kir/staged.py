@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ import numpy as np
 
 from kir.derivation import approximations, replay
 from kir.interpret import Bounded, Difference, Residues, difference, levels_of, oracle, run_ring
+from kir.interpret.bounded import float_limits
 from kir.interpret.rules import ROUNDINGS
 from kir.ir import Buffer, Cast, Kernel, Op, Reduce, Step, Store, walk
 from kir.rewrites import EFFECTS, Effect, make_rewrite
@@ -74,6 +76,15 @@ class Staged:
             if self.effects[n] != "approximates"
         )
 
+    @cached_property
+    def shrinks(self) -> bool:
+        """Whether a step that approximates computes in, or stores, a float of less range than any
+        before: no such step states a bound beyond it."""
+        return any(
+            effect == "approximates" and _greatest(after) < _greatest(self.before(n))
+            for n, (effect, (_, after)) in enumerate(zip(self.effects, self.stages, strict=True))
+        )
+
     @property
     def loosens(self) -> bool:
         """Whether more than the spec's own bound is allowed."""
@@ -114,7 +125,7 @@ class Staged:
 
     def overflows(self, profile: str) -> bool:
         """Whether steps may make numbers of such inputs overflow that the spec computes without."""
-        if profile in OVERFLOWING:
+        if profile in OVERFLOWING or self.shrinks:
             return True
         return profile == "shifted" and not all(
             make_rewrite(step).keeps_range or effect == "exact"
@@ -220,6 +231,13 @@ def _narrowest(kernel: Kernel) -> int:
             case Cast() if node.type.mantissa < node.value.dtype.mantissa:
                 found.append(node.type.mantissa or 99)
     return min(found)
+
+
+def _greatest(kernel: Kernel) -> float:
+    """The greatest finite number of the float of least range in it."""
+    found = {n.type for n in walk(kernel) if isinstance(n, Buffer | Op | Cast)}
+    found |= {p.type for p in kernel.params}
+    return min((float_limits(t)[0] for t in found if t.is_float), default=math.inf)
 
 
 def stage(spec: Kernel, steps: Iterable[Step]) -> Staged:

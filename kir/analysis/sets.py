@@ -144,6 +144,7 @@ class Text:
         self.labels: dict[str, str] = {}
         self.where: list[str] = []
         self.unknown: dict[tuple[str, Expr], str] = {}
+        self.unknowns = 0
         self.exact = True
         self.data = False
         """Whether something read from a tensor took part."""
@@ -347,7 +348,8 @@ class Text:
         return self.unknown[key], fresh
 
     def new_dim(self, e: Expr, env: Env, suffix: str) -> str:
-        name = f"u{len(self.unknown)}{suffix}"
+        name = f"u{self.unknowns}{suffix}"  # one that is read again has a new one, and is replaced
+        self.unknowns += 1
         self.unknown[(suffix, e)] = name
         self.dims.append(name)
         return name

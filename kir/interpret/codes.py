@@ -35,6 +35,15 @@ def is_known(value: Value) -> bool:
     return len(value) == 1
 
 
+def is_placed(v: Array) -> Array:
+    """Which machine floats have the same place among the elements as in the reals. Between others
+    the machine's comparison is not that of the same numbers out of tensors."""
+    with np.errstate(over="ignore"):
+        scaled = v * float(1 << SCALE)
+    small = (np.abs(v) < 1 << SCALE) & (np.rint(scaled) == scaled)
+    return np.asarray(small | ~np.isfinite(v))
+
+
 def exactly(name: str, args: Sequence[Array]) -> Array | None:
     """An op on f64 numbers where no element is rounded, else None: the error of a sum after Knuth,
     of a product after Dekker. What has an infinite operand, or a divisor of 0, is exact."""

@@ -7,7 +7,8 @@ for + - * / fma recip; exp(a + b) = exp(a) exp(b), exp2(x log2(e)) = exp(x), and
 (sigmoid, tanh, sinh, cosh, expm1); sqrt(a b) = sqrt(a) sqrt(b), rsqrt = 1/sqrt; log(x) = log2(x)
 ln(2), log1p(x) = log(1 + x), tan = sin/cos; pow to a small whole exponent is a product; max, min
 and comparisons are those of a fixed total order in which small dyadic fractions are where they are
-in the reals, and in which x < y as -y < -x; floor and its like round fixed-point numbers; casts
+in the reals, and in which x < y as -y < -x (of other machine numbers, which compare otherwise once
+a tensor held them, comparisons are lost); floor and its like round fixed-point numbers; casts
 between floats do nothing. All other functions (`HASHED`) are arbitrary ones, the same wherever they
 occur. What does not hold: that sums and positive products keep the order (no order of a finite
 field does), that |a b| = |a| |b|, and laws of logarithms.
@@ -48,6 +49,7 @@ from kir.interpret.codes import (
     infinity,
     is_known,
     is_nan,
+    is_placed,
     is_zero,
     kinds,
     order,
@@ -64,17 +66,16 @@ from kir.interpret.domain import (
     poisoned,
 )
 from kir.interpret.elements import Elements
-from kir.ops import OPS, compute
+from kir.ops import GREATEST_F8E4M3, OPS, compute
 
-NO_INFINITY = 448.0
-"""The greatest f8e4m3: without infinities, it is what `max` and `min` begin with, and as such it is
-beyond every element here."""
 EXACT_TESTS = ("eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf")
 LAWFUL = ("add", "sub", "mul", "div", "neg", "fma", "max", "min", "abs", "sign", "exp",
           "exp2", "expm1", "log", "log1p", "sqrt", "rsqrt", "recip", "tan", "sinh", "cosh",
           "tanh", "sigmoid", "floor", "ceil", "round", "trunc")  # fmt: skip
 """Float ops that have laws, or are made of such; all others are `HASHED`."""
 _EXACT_ON_FLOATS = ("neg", "abs", "sign", "max", "min", "floor", "ceil", "round", "trunc")
+_UNORDERED = ("eq", "ne", "isnan", "isinf", "neg")
+"""Those of both that the order of elements has no part in."""
 
 
 class Ring(Elements, Domain):
@@ -89,7 +90,7 @@ class Ring(Elements, Domain):
         return (array.astype(np.float64) + 0.0 if dtype.is_float else array,)
 
     def constant(self, value: int | float | bool, dtype: DType) -> Value:
-        if dtype == f8e4m3 and abs(value) == NO_INFINITY:
+        if dtype == f8e4m3 and abs(value) == GREATEST_F8E4M3:  # beyond every element here
             return (np.asarray(math.copysign(math.inf, value)),)
         if not dtype.is_float or value == 0 or value != value:
             return self.lift(np.asarray(value).astype(dtype.numpy), dtype)
@@ -171,7 +172,13 @@ class Ring(Elements, Domain):
             found = np.asarray(compute(name, args, dtype))
             return (found.astype(np.float64) if dtype.is_float else found,)
         if name in EXACT_TESTS or name in _EXACT_ON_FLOATS:
-            return (np.asarray(OPS[name].numpy(*args)) + (0.0 if dtype.is_float else False),)
+            found = np.asarray(OPS[name].numpy(*args)) + (0.0 if dtype.is_float else False)
+            if name in _UNORDERED or all(is_placed(a).all() for a in args):
+                return (found,)
+            lost = ~np.logical_and.reduce(np.broadcast_arrays(*map(is_placed, args)))
+            if dtype.is_float:
+                return self.unknown((found,), lost)
+            return found, all_lost(lost) & np.uint8(LOST)
         made = exactly(name, args)
         return None if made is None else (made + 0.0,)
 
@@ -255,7 +262,9 @@ class Ring(Elements, Domain):
         if dtype.is_float:
             return value
         if is_known(value):
-            return (cast_array(value[0], f64, dtype),)
+            found = cast_array(value[0], f64, dtype)
+            placed = is_placed(value[0]) | dtype.is_bool
+            return (found,) if placed.all() else (found, all_lost(~placed) & np.uint8(LOST))
         lost = value[-1] & np.uint8(LOST)
         if dtype.is_bool:
             return ~is_zero(value), lost
@@ -358,6 +367,8 @@ class Ring(Elements, Domain):
             v = value[0]
             index, _ = first_best(name, v, active[0], f64 if dtype.is_float else dtype)
             codes = [maybe, *(c for c in value[1:])]
+            if dtype.is_float and not is_placed(v).all():
+                codes.append(all_lost(~is_placed(v)) & np.uint8(LOST))
         else:
             keys = (1 if name == "argmax" else -1) * order(value)
             keys = np.where(is_nan(value), np.int64(1 << 50), keys)
@@ -365,7 +376,7 @@ class Ring(Elements, Domain):
             some = np.broadcast_to(active[0], keys.shape).any(axis=0)
             index = np.where(some, keys.argmax(axis=0), -1).astype(np.int64)
             codes = [maybe, value[-1] & np.uint8(LOST)]
-        if len(active) == len(value) == 1:
+        if len(active) == len(value) == 1 and len(codes) == 1:
             return (index,)
         shape = np.broadcast_shapes(value[0].shape, active[0].shape)
         lost = np.zeros(index.shape, np.uint8)

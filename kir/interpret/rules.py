@@ -186,9 +186,9 @@ def _atan2(y: Array, ey: Array, x: Array, ex: Array) -> tuple[Array, Array, Arra
     exact = (ey == 0) & (ex == 0)
     least = np.hypot(np.maximum(np.abs(y) - ey, 0), np.maximum(np.abs(x) - ex, 0))
     slope = np.where(least > 0, (ey + ex) / np.where(least > 0, least, 1.0), 2 * math.pi)
-    cut = (x - ex <= 0) & (np.abs(y) <= ey) & (ey > 0)
-    bound = np.where(cut, 2 * math.pi, np.minimum(slope, 2 * math.pi))
-    return v, np.where(exact, 0.0, bound), NOWHERE
+    cut = (x - ex <= 0) & (np.abs(y) <= ey)  # so too where the sign of a zero decides
+    bound = np.where(exact, 0.0, np.minimum(slope, 2 * math.pi))
+    return v, np.where(cut, 2 * math.pi, bound), NOWHERE
 
 
 RULES: dict[str, Rule] = {

@@ -26,7 +26,7 @@ from kir.ir import (
     transform,
     walk,
 )
-from kir.ops import identity
+from kir.ops import GREATEST_F8E4M3, identity
 from kir.rewrites.base import (
     Choice,
     Effect,
@@ -182,6 +182,9 @@ class NarrowStorage(Rewrite):
         reads = (n for s in kernel.body for n in walk(s) if isinstance(n, Read))
         stored += [n.fill for n in reads if n.tensor == self.tensor and n.fill is not None]
         return "exact" if all(_is_held(e, dtype) for e in stored) else "approximates"
+
+    def in_ring(self, kernel: Kernel) -> bool:
+        return _greatest_stays(kernel, self.tensor, dtype_named(kernel, self.dtype))
 
     def bound(self) -> str:
         dtype = DTYPES[self.dtype]
@@ -371,9 +374,9 @@ class AccumulateIn(Rewrite):
 
     def in_ring(self, kernel: Kernel) -> bool:
         """Not where 448, the greatest f8e4m3, stands for an infinity, and is a number after."""
-        return not any(
-            op in ("max", "min") and old == f8e4m3 for op, old in self._accumulated(kernel)
-        )
+        if any(op in ("max", "min") and old == f8e4m3 for op, old in self._accumulated(kernel)):
+            return False
+        return _greatest_stays(kernel, self.target, dtype_named(kernel, self.dtype))
 
     def _accumulated(self, kernel: Kernel) -> list[tuple[str, DType]]:
         """What the target is accumulated by, and in."""
@@ -414,6 +417,21 @@ def _updates(kernel: Kernel, name: str) -> list[Store]:
     return [
         s for s in statements(kernel.body) if isinstance(s, Store) and s.target == name and s.op
     ]
+
+
+def _greatest_stays(kernel: Kernel, tensor: str, dtype: DType) -> bool:
+    """Whether no first value or fill of `tensor` is the greatest f8e4m3 before and not in `dtype`,
+    or the other way about: the ring takes it for an infinity."""
+    given = [b.init for b in buffers_of(kernel.body) if b.name == tensor]
+    nodes = (n for s in kernel.body for n in walk(s))
+    given += [n.fill for n in nodes if isinstance(n, Read) and n.tensor == tensor]
+
+    def is_greatest(c: Const, t: DType) -> bool:
+        return t == f8e4m3 and abs(float(np.asarray(c.value).astype(t.numpy))) == GREATEST_F8E4M3
+
+    return all(
+        is_greatest(c, c.type) == is_greatest(c, dtype) for c in given if isinstance(c, Const)
+    )
 
 
 def _start(acc: Buffer, update: str, dtype: DType) -> Expr | None:

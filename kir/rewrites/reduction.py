@@ -144,7 +144,7 @@ class RFactor(Rewrite):
         for a in uses:
             if a.op in ("read", "write") or a.op != uses[0].op:
                 refuse(kernel, f"`{self.acc}` is not only accumulated here", node=a.node)
-        if acc.init is None and acc.shape:  # the combination updates all of it
+        if acc.init is None:  # the combination updates all of it, even if no iteration did
             refuse(
                 kernel,
                 f"not all of `{self.acc}` is known to have a value before it is accumulated",

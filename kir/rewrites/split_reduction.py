@@ -344,6 +344,7 @@ class SplitK(Rewrite):
                     hint="`fission` leaves the nest alone in its loops",
                 )
         nest = _Nest(tuple(chain), block, acc, loop, self._update(kernel, loop))
+        self._begun(kernel, nest)
         self._independent(kernel, nest)
         return nest
 
@@ -363,6 +364,17 @@ class SplitK(Rewrite):
         if found is None:
             refuse(kernel, f"`{self.loop}` does not accumulate into `{self.acc}`", node=loop)
         return found
+
+    def _begun(self, kernel: Kernel, nest: _Nest) -> None:
+        """Refuse where some of `acc` may have no value: the parts are combined into all of it,
+        and even where the loop has no iteration."""
+        if nest.acc.init is None:
+            refuse(
+                kernel,
+                f"not all of `{self.acc}` is known to have a value before it is accumulated",
+                node=nest.acc,
+                hint="give the buffer one where it is declared",
+            )
 
     def _independent(self, kernel: Kernel, nest: _Nest) -> None:
         """Refuse where the loop, or a loop around, reads what the nest writes or declares."""

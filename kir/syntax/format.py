@@ -174,10 +174,12 @@ class Printer:
         self.lines.append(Line(text, self.depth, span.line if span else 0))
 
     def block(self, body: Iterable[Stmt]) -> None:
+        around = dict(self.dtypes)  # a name of a block may mean something else in the next
         self.depth += 1
         for s in body:
             self.stmt(s)
         self.depth -= 1
+        self.dtypes = around
         self.line("}")
 
     def stmt(self, s: Stmt) -> None:
