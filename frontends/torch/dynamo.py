@@ -94,7 +94,14 @@ class _Program:
         made = [_allocated(p) for p in self.lowered.outputs]
         if self.function is not None:
             arrays = [_array(t, p) for t, p in zip(tensors, self.lowered.inputs, strict=True)]
+            if self.lowered.draws:
+                arrays.append(_seed())
             self.function(*arrays, out=[a for _, a in made])
+            for k, place in enumerate(self.lowered.outputs):
+                if not place.meta.dense:  # eager leaves gaps: so do we
+                    gaps = torch.empty_strided(place.meta.shape, place.meta.strides,
+                                               dtype=place.meta.torch_dtype)  # fmt: skip
+                    made[k] = gaps.copy_(made[k][0]), made[k][1]
         return tuple(self._result(r, tensors, made) for r in self.lowered.results)
 
     @staticmethod
@@ -107,6 +114,12 @@ class _Program:
         for operator, args in result.views:
             found = operator(found, *args)
         return found
+
+
+def _seed() -> NDArray:
+    """A u64 of torch's default generator."""
+    drawn: NDArray = torch.empty((), dtype=torch.int64).random_().numpy().view(np.uint64)
+    return drawn
 
 
 def _allocated(place: Place) -> tuple[torch.Tensor, NDArray]:

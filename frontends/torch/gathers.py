@@ -61,7 +61,7 @@ def best(name: str) -> Structural:
     return both
 
 
-def _from_either_end(e: Expr, size: int) -> Expr:
+def from_either_end(e: Expr, size: int) -> Expr:
     """An index as torch takes it: a negative one counts from the end."""
     e = cast(e, i64)
     return held(op("select", op("lt", e, const(0)), op("add", e, const(size)), e), size)
@@ -113,7 +113,7 @@ def index(low: Lowering, x: Value, indices: Sequence[Value | None]) -> Value:
                 found.append(next(left))
                 continue
             v = chosen[k]
-            e = _from_either_end(v.at(aligned(v, middle, here)), d.size)
+            e = from_either_end(v.at(aligned(v, middle, here)), d.size)
             found.append(d.split(e) if d.size > 1 else ())
         return x.at(found)
 

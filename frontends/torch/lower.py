@@ -7,7 +7,7 @@ into kernels, each with at most one product, and the kernels into one graph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,16 @@ from torch._prims_common import elementwise_dtypes
 
 from kir.dtypes import DTYPES, DType, bool_
 from kir.errors import DTypeError, UnsupportedError
+from kir.frontends.torch.convolutions import CONVOLUTIONS
 from kir.frontends.torch.dims import Dim, Index, View, unify
 from kir.frontends.torch.gathers import GATHERS
+from kir.frontends.torch.orders import ORDERS
+from kir.frontends.torch.prims import PRIM_POINTWISE, PRIMS
+from kir.frontends.torch.randoms import RANDOMS
+from kir.frontends.torch.scatters import SCATTERS
 from kir.frontends.torch.structural import STRUCTURAL as PLAIN
-from kir.frontends.torch.table import POINTWISE, Pointwise, Structural
+from kir.frontends.torch.table import POINTWISE as TABLE
+from kir.frontends.torch.table import Pointwise, Structural
 from kir.frontends.torch.values import (
     CHEAP,
     PRODUCT,
@@ -33,9 +39,27 @@ from kir.frontends.torch.values import (
     pointwise,
 )
 from kir.frontends.torch.windows import WINDOWS
-from kir.ir import Axis, Call, Const, Define, Expr, Graph, Kernel, Module, Param, Read, const, walk
+from kir.ir import (
+    Axis,
+    Call,
+    Const,
+    Define,
+    Expr,
+    Graph,
+    Kernel,
+    Module,
+    Param,
+    Read,
+    Stmt,
+    const,
+    walk,
+)
 
-STRUCTURAL: dict[str, Structural] = {**PLAIN, **WINDOWS, **GATHERS}
+POINTWISE: dict[str, Pointwise] = {**TABLE, **PRIM_POINTWISE}
+STRUCTURAL: dict[str, Structural] = {
+    **PLAIN, **WINDOWS, **CONVOLUTIONS, **GATHERS, **SCATTERS, **ORDERS, **RANDOMS, **PRIMS,
+}  # fmt: skip
+SEED = "seed"
 LARGEST = 48
 """Operators of an expression that is computed where it is used; beyond it, it is stored."""
 SHARED = 4
@@ -44,6 +68,8 @@ VIEWS = frozenset((
     "view.default", "_unsafe_view.default", "permute.default", "transpose.int", "t.default",
     "unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "expand.default",
     "slice.Tensor", "select.int", "alias.default", "detach.default", "diagonal.default",
+    "split.Tensor", "split_with_sizes.default", "unbind.int", "getitem", "unfold.default",
+    "as_strided.default",
 ))  # fmt: skip
 """Operators that move no data: of outputs, torch takes them itself."""
 MOST_DEFINITIONS = 24
@@ -64,6 +90,7 @@ class Meta:
     shape: tuple[int, ...]
     dtype: DType
     torch_dtype: torch.dtype
+    strides: tuple[int, ...]
     order: tuple[int, ...]
     """Axes from the one that walks memory in the greatest strides to that of the least."""
     dense: bool
@@ -98,6 +125,8 @@ class Lowered:
     inputs: tuple[Place, ...]
     outputs: tuple[Place, ...]
     results: tuple[Result | None, ...]
+    draws: bool = False
+    """Whether `main` takes a seed of random numbers, a u64, as its last input."""
 
 
 def dtype_of(dtype: torch.dtype) -> DType:
@@ -118,7 +147,7 @@ def meta_of(value: torch.Tensor) -> Meta:
         if shape[d] != 1 and strides[d] != expected and 0 not in shape:
             dense = False
         expected *= shape[d]
-    return Meta(shape, dtype_of(value.dtype), value.dtype, order, dense)
+    return Meta(shape, dtype_of(value.dtype), value.dtype, tuple(strides), order, dense)
 
 
 def name_of(node: torch.fx.Node) -> str:
@@ -147,6 +176,10 @@ class Lowering:
         self.views: list[View] = []
         self.stored: list[Value] = []
         self.outs: list[Meta] = []
+        self.metas: list[Meta | None] = []
+        """Of the operands at hand that are tensors in the first place of the arguments."""
+        self.drawn = 0
+        """Random numbers that the graph has used: where those of the next operator begin."""
 
     @property
     def out(self) -> Meta:
@@ -180,6 +213,25 @@ class Lowering:
             v.stored = f"t{len(self.stored)}"
             self.stored.append(v)
         return v
+
+    def made(
+        self, dims: Sequence[Dim], dtype: DType, build: Callable[[str], tuple[Stmt, ...]]
+    ) -> Value:
+        """A stored value that statements make: `build(name)` gives them. They are a kernel of
+        their own, of which `name` is the output."""
+
+        def nothing(indices: Sequence[Index]) -> Expr:
+            raise AssertionError("a value that statements make has no expression")
+
+        found = Value(dims, dtype, nothing)
+        found.build = build
+        return self.keep(found)
+
+    def random(self, count: int) -> tuple[Expr, int]:
+        """The seed, and the first of `count` counters that nothing else in the graph uses."""
+        first = self.drawn
+        self.drawn += max(count, 1)
+        return Read(SEED, (), DTYPES["u64"]), first
 
 
 def lower(graph: torch.fx.Graph) -> Lowered:
@@ -234,6 +286,12 @@ def _operator(low: Lowering, node: torch.fx.Node, values: Mapping[torch.fx.Node,
     listed = results if isinstance(results, tuple | list) else [results]
     try:
         low.outs = [meta_of(r) for r in listed if isinstance(r, torch.Tensor)]
+        low.metas = [
+            meta_of(a.meta["val"])
+            if isinstance(a, torch.fx.Node) and isinstance(a.meta["val"], torch.Tensor)
+            else None
+            for a in node.args
+        ]
         if name in POINTWISE:
             made: Any = _pointwise(low, POINTWISE[name], args, kwargs, node)
         elif name in STRUCTURAL:
@@ -292,7 +350,7 @@ def _pointwise(low: Lowering, row: Pointwise, args: Any, kwargs: Any, node: torc
 
 def _computed_in(row: Pointwise, node: torch.fx.Node, out: DType) -> DType | None:
     """The dtype that operands are cast to; None: as they are."""
-    if row.kind in ("BOOL", "BOOL_OF", "WHERE"):
+    if row.kind in ("BOOL", "BOOL_OF", "SELF", "WHERE"):
         return {"BOOL": bool_, "WHERE": out}.get(row.kind)
     examples = [
         a.meta["val"] if isinstance(a, torch.fx.Node) else a
@@ -316,7 +374,7 @@ def _root(node: torch.fx.Node) -> tuple[torch.fx.Node, tuple[tuple[Any, tuple[An
         source, *rest = node.args
         if not isinstance(source, torch.fx.Node) or len(node.all_input_nodes) != 1:
             break
-        if not _is_fixed(rest):
+        if not _is_fixed(rest) or (name_of(node) == "getitem" and name_of(source) not in VIEWS):
             break
         views.append((node.target, tuple(rest)))
         node = source
@@ -329,12 +387,21 @@ def _is_fixed(args: Any) -> bool:
     return args is None or isinstance(args, int)
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """What makes one tensor; `alone`: in a kernel of its own."""
+
+    name: str
+    body: tuple[Stmt, ...]
+    alone: bool = False
+
+
 class _Assembly:
     """Definitions into kernels, kernels into a graph."""
 
     def __init__(self, low: Lowering, arguments: Sequence[tuple[str, Meta, Value]]) -> None:
         self.low, self.arguments = low, arguments
-        self.definitions: list[Define] = []
+        self.definitions: list[_Piece] = []
         self.shapes: dict[str, tuple[DType, tuple[int, ...]]] = {}
         self.products: set[str] = set()
 
@@ -370,8 +437,12 @@ class _Assembly:
             array = tuple(f for d in meta.order for f in value.dims[d].factors)
             self.shapes[name] = meta.dtype, array
             inputs.append(Place(name, array, meta))
-        module = self._module([p.name for p in inputs], [p.name for p in places])
-        return Lowered(module, tuple(inputs), tuple(places), tuple(results))
+        draws = self.low.drawn > 0
+        if draws:
+            self.shapes[SEED] = DTYPES["u64"], ()
+        named = [p.name for p in inputs] + ([SEED] if draws else [])
+        module = self._module(named, [p.name for p in places])
+        return Lowered(module, tuple(inputs), tuple(places), tuple(results), draws)
 
     def _settle(self) -> None:
         """Cut dims until nothing changes; cuts only grow, so it ends."""
@@ -383,12 +454,18 @@ class _Assembly:
 
     def _name(self, k: int, value: Value, meta: Meta) -> str:
         """That under which it is stored, where memory is in the order that torch expects."""
-        if not meta.dense:
-            raise UnsupportedError(f"an output of shape {meta.shape} overlaps itself or has gaps")
+        if not meta.dense and 0 in meta.strides:
+            raise UnsupportedError(f"an output of shape {meta.shape} overlaps itself")
         in_order = meta.order == tuple(range(len(meta.order)))
         return value.stored if value.stored and in_order else f"y{k}"
 
     def _define(self, value: Value, order: Sequence[int], name: str | None = None) -> None:
+        if name is None and value.build is not None:
+            assert value.stored is not None
+            shape = tuple(f for d in value.dims for f in d.factors)
+            self.shapes[value.stored] = value.dtype, shape
+            self.definitions.append(_Piece(value.stored, value.build(value.stored), True))
+            return
         axes = [self.low.names.axes(d) for d in value.dims]
         index = [index_of(a) for a in axes]
         placed: list[Axis] = [a for d in order for a in axes[d]]
@@ -401,7 +478,7 @@ class _Assembly:
         else:
             element = value.at(index)
         self.shapes[name] = value.dtype, shape
-        self.definitions.append(Define(name, tuple(placed), element))
+        self.definitions.append(_Piece(name, (Define(name, tuple(placed), element),)))
 
     def _module(self, inputs: Sequence[str], outputs: Sequence[str]) -> Module:
         kept = _alive(self.definitions, outputs)
@@ -409,12 +486,12 @@ class _Assembly:
         kernels, calls = [], []
         for k, group in enumerate(groups):
             made = [d.name for d in group]
-            reads = [n for n in _read(group) if n not in made]
+            reads = _read(group)
             later = {n for g in groups[k + 1 :] for n in _read(g)}
             results = [n for n in made if n in later or n in outputs]
             name = f"k{k}"
-            kernels.append(Kernel(name, (), self._params(reads), self._params(results), (),
-                                  tuple(group)))  # fmt: skip
+            body = tuple(s for piece in group for s in piece.body)
+            kernels.append(Kernel(name, (), self._params(reads), self._params(results), (), body))
             calls.append(Call(tuple(results), name, (), tuple(reads)))
         graph = Graph("main", (), self._params(inputs), self._params(outputs), (), tuple(calls))
         return Module((*kernels, graph))
@@ -424,28 +501,31 @@ class _Assembly:
             Param(n, self.shapes[n][0], tuple(const(e) for e in self.shapes[n][1])) for n in names
         )
 
-    def _groups(self, definitions: Sequence[Define]) -> list[list[Define]]:
-        groups: list[list[Define]] = []
+    def _groups(self, definitions: Sequence[_Piece]) -> list[list[_Piece]]:
+        groups: list[list[_Piece]] = []
         for d in definitions:
             full = not groups or len(groups[-1]) >= MOST_DEFINITIONS
             second = d.name in self.products and any(
                 e.name in self.products for e in (groups[-1] if groups else ())
             )
-            if full or second:
+            apart = d.alone or (groups and groups[-1] and groups[-1][-1].alone)
+            if full or second or apart:
                 groups.append([])
             groups[-1].append(d)
         return groups
 
 
-def _read(group: Sequence[Define]) -> list[str]:
-    """The tensors that definitions read."""
-    return list(dict.fromkeys(n.tensor for d in group for n in walk(d) if isinstance(n, Read)))
+def _read(group: Sequence[_Piece]) -> list[str]:
+    """The tensors that pieces read and do not make."""
+    made = {p.name for p in group}
+    found = (n.tensor for p in group for s in p.body for n in walk(s) if isinstance(n, Read))
+    return [n for n in dict.fromkeys(found) if n not in made]
 
 
-def _alive(definitions: Sequence[Define], outputs: Sequence[str]) -> list[Define]:
+def _alive(definitions: Sequence[_Piece], outputs: Sequence[str]) -> list[_Piece]:
     """Those that an output needs, an output right after what it is made of."""
     needed = set(outputs)
-    kept: list[Define] = []
+    kept: list[_Piece] = []
     for d in reversed(definitions):
         if d.name in needed:
             kept.append(d)

@@ -194,6 +194,11 @@ def sum_(low: Lowering, x: Value, axes: Any = None, keep: bool = False, **option
     return reduced("sum", x, axes_of(axes, len(x.dims)), keep, low.names, wide, dtype)
 
 
+def sum_over(low: Lowering, x: Value, axes: Sequence[int], dtype: DType) -> Value:
+    """Over axes, in the dtype in which torch sums."""
+    return reduced("sum", x, axes, False, low.names, wide_of(dtype), dtype)
+
+
 def mean(low: Lowering, x: Value, axes: Any = None, keep: bool = False, **options: Any) -> Value:
     dtype = low.out.dtype
     wide, listed = wide_of(dtype), axes_of(axes, len(x.dims))

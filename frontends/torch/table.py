@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from kir.dtypes import DType
-from kir.errors import UnsupportedError
 from kir.frontends.torch.values import Value
 from kir.ir import Const, Expr
 from kir.ops import op
@@ -175,20 +174,6 @@ def _log10(x: Expr) -> Expr:
     return op("mul", op("log2", x), number(x, math.log10(2)))
 
 
-def _divided(a: Expr, b: Expr, rounding_mode: str | None = None) -> Expr:
-    if rounding_mode is None:
-        return op("div", a, b)
-    if a.dtype.is_float:
-        return op("floor" if rounding_mode == "floor" else "trunc", op("div", a, b))
-    return op("floordiv" if rounding_mode == "floor" else "tdiv", a, b)
-
-
-def _remainder(a: Expr, b: Expr) -> Expr:
-    if a.dtype.is_float:
-        raise UnsupportedError("a remainder of floats is not compiled")
-    return op("mod", a, b)
-
-
 POINTWISE: dict[str, Pointwise] = {
     "clamp.Tensor": Pointwise(_clamp_tensor, operands=3),
     "clamp_min.Tensor": Pointwise(_op("max"), operands=2),
@@ -201,9 +186,6 @@ POINTWISE: dict[str, Pointwise] = {
     "acosh.default": Pointwise(_acosh, "INT_TO_FLOAT", True),
     "atanh.default": Pointwise(_atanh, "INT_TO_FLOAT", True),
     "log10.default": Pointwise(_log10, "INT_TO_FLOAT", True),
-    "div.Tensor_mode": Pointwise(_divided, operands=2),
-    "remainder.Tensor": Pointwise(_remainder, operands=2),
-    "remainder.Scalar": Pointwise(_remainder, operands=2),
     "pow.Scalar": Pointwise(_op("pow"), heavy=True, operands=2),
     "add.Tensor": Pointwise(_add, operands=2),
     "add.Scalar": Pointwise(_add, operands=2),
@@ -281,7 +263,7 @@ POINTWISE: dict[str, Pointwise] = {
 """ATen's name -> the row. Kinds beside torch's: WHERE (the first operand is a bool and takes no
 part in promotion), BOOL (operands are made bools), BOOL_OF (a bool of an operand as it is)."""
 
-Structural = Callable[..., Value | tuple[Value, ...]]
+Structural = Callable[..., Value | tuple[Value | None, ...]]
 """A function of the lowering, then the operands as ATen passes them."""
 
 

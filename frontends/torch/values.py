@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from kir.dtypes import DType, i64
 from kir.frontends.torch.dims import Dim, Index, same, unify
-from kir.ir import Axis, Cast, Const, Expr, Read, Reduce, Var, const
+from kir.ir import ARG_REDUCTIONS, Axis, Cast, Const, Expr, Read, Reduce, Stmt, Var, const
 from kir.ops import op
 
 At = Callable[[Sequence[Index]], Expr]
@@ -27,6 +27,8 @@ class Value:
         self.dims, self.dtype, self._at = tuple(dims), dtype, at
         self._cost, self._size = cost, size
         self.stored: str | None = None
+        self.build: Callable[[str], tuple[Stmt, ...]] | None = None
+        """What makes it, where no expression does."""
         self.plain = False
         """Whether an element is a read, which may be made to go beyond the edges."""
 
@@ -38,10 +40,10 @@ class Value:
     def size(self) -> int:
         return 1 if self.stored else self._size
 
-    def seen(self, dims: Sequence[Dim], at: At) -> Value:
-        """The same elements at other indices."""
+    def seen(self, dims: Sequence[Dim], at: At, plain: bool = False) -> Value:
+        """The same elements at other indices; `plain`: an index beyond the edges is so here too."""
         made = Value(dims, self.dtype, at, self.cost, self.size)
-        made.plain = self.plain or self.stored is not None
+        made.plain = plain and (self.plain or self.stored is not None)
         return made
 
     @property
@@ -59,10 +61,16 @@ class Value:
 
 
 def padded(v: Value, indices: Sequence[Index], fill: Expr) -> Expr:
-    """An element that may be beyond the edges of a plain value; there it is `fill`."""
-    found = v.at(indices)
+    """An element that may be beyond the edges of a plain value; there it is `fill`. A dim of 1 has
+    an index too: one expression."""
+    inside = [() if d.size == 1 else i for d, i in zip(v.dims, indices, strict=True)]
+    found = v.at(inside)
     assert isinstance(found, Read)
-    return replace(found, fill=fill)
+    beyond: Expr = replace(found, fill=fill)
+    for d, i in zip(v.dims, indices, strict=True):
+        if d.size == 1 and i and i[0] != const(0):
+            beyond = op("select", op("eq", i[0], const(0)), beyond, fill)
+    return beyond
 
 
 def fresh(shape: Sequence[int]) -> tuple[Dim, ...]:
@@ -123,7 +131,7 @@ def permuted(v: Value, order: Sequence[int]) -> Value:
             back[d] = indices[k]
         return v.at(back)
 
-    return v.seen([v.dims[d] for d in order], at)
+    return v.seen([v.dims[d] for d in order], at, plain=True)
 
 
 def expanded(v: Value, shape: Sequence[int]) -> Value:
@@ -164,7 +172,7 @@ def selected(v: Value, axis: int, place: int) -> Value:
         here = () if old.size == 1 else old.split(const(place))
         return v.at([*indices[:axis], here, *indices[axis:]])
 
-    return v.seen([*v.dims[:axis], *v.dims[axis + 1 :]], at)
+    return v.seen([*v.dims[:axis], *v.dims[axis + 1 :]], at, plain=True)
 
 
 def inserted(v: Value, axis: int) -> Value:
@@ -173,7 +181,7 @@ def inserted(v: Value, axis: int) -> Value:
     def at(indices: Sequence[Index]) -> Expr:
         return v.at([*indices[:axis], *indices[axis + 1 :]])
 
-    return v.seen([*v.dims[:axis], Dim(1), *v.dims[axis:]], at)
+    return v.seen([*v.dims[:axis], Dim(1), *v.dims[axis:]], at, plain=True)
 
 
 def held(index: Expr, size: int) -> Expr:
@@ -192,7 +200,7 @@ class Names:
         """An axis for each factor."""
         made = []
         for size in dim.factors:
-            made.append(Axis(f"i{self.next()}", const(size)))
+            made.append(Axis(f"a{self.next()}", const(size)))
         return tuple(made)
 
     def next(self) -> int:
@@ -237,8 +245,9 @@ def reduced(
             else:
                 place.append(next(left))
         e = body(cast(v.at(place), inner))
-        made_e = Reduce(name, tuple(bound), (), e) if bound else e
-        return cast(made_e, dtype or inner)
+        if not bound:  # each of one element
+            return const(0) if name in ARG_REDUCTIONS else cast(e, dtype or inner)
+        return cast(Reduce(name, tuple(bound), (), e), dtype or inner)
 
     return Value(dims, dtype or inner, at, REDUCED)
 

@@ -1,0 +1,494 @@
+"""PyTorch's own operator database (OpInfo) through `torch.compile(backend="kir")`.
+
+    python -m benchmarks.opinfo --dtypes float32 bfloat16 --json benchmarks/results/opinfo.json \\
+        --markdown docs/torch-operators.md
+
+Every operator of `op_db` is compiled under `strict` and as one graph, for each sample apart, and
+called twice, the second time with other values; both results are compared with eager's. An operator
+counts for a dtype when all samples that were tried pass. What a sample is held to:
+
+- values, by `torch.testing.assert_close`; a result that fails it passes where it is no farther from
+  eager in float64 than eager itself is. Operators that draw random numbers (`DRAWN`), or whose
+  memory nobody wrote, are held to shapes and dtypes alone, and are counted apart;
+- work: the second call is profiled, and no ATen operator runs in it but those of `MOVES`;
+- time: samples run in child processes, which a limit ends.
+
+Samples are chosen without chance: some spread evenly over OpInfo's, then the first that has an
+empty tensor, the first whose tensors are broadcast, and the first again with gaps in its memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import multiprocessing
+import platform
+import re
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+DTYPES = ("float32", "bfloat16", "int64", "bool")
+MOVES = frozenset((
+    "empty", "empty_strided", "empty_like", "as_strided", "view", "_unsafe_view", "reshape",
+    "_reshape_alias", "permute", "transpose", "t", "expand", "slice", "select", "squeeze",
+    "unsqueeze", "alias", "detach", "detach_", "contiguous", "clone", "copy_", "diagonal",
+    "lift_fresh", "resolve_conj", "resolve_neg", "set_", "numpy_T", "unfold", "resize_", "unbind",
+    "view_as", "expand_as", "narrow", "split", "split_with_sizes", "chunk", "is_nonzero",
+    "mT", "mH", "matrix_H", "adjoint", "result_type", "to", "_to_copy",
+    "random_", "item", "_local_scalar_dense", "lift",
+))  # fmt: skip
+"""What PyTorch may run around a compiled call: memory, views, copies of inputs whose strides are
+not those compiled for and of results into what the caller mutated, the seed of random numbers."""
+DRAWN = re.compile(
+    r"rand|bernoulli|multinomial|^normal|dropout|cauchy|exponential$|^exponential|geometric|"
+    r"log_normal|uniform|rrelu|^empty|new_empty|empty_like|empty_strided|resize_|fractional|lowrank"
+)
+"""Operators whose values are not compared."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one sample: `ok`, or why not. `compiled`: whether there was a graph for KIR at all."""
+
+    ok: bool
+    reason: str = ""
+    compiled: bool = True
+
+
+def operators() -> dict[str, Any]:
+    """OpInfo's entries by name and variant."""
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    return {name_of(op): op for op in op_db}
+
+
+def name_of(op: Any) -> str:
+    variant = f".{op.variant_test_name}" if op.variant_test_name else ""
+    return f"{op.name}{variant}"
+
+
+def chosen(op: Any, dtype: Any, most: int) -> list[tuple[Any, Any]]:
+    """Samples, each with a like one of other values."""
+    import torch
+
+    def made(seed: int) -> list[Any]:
+        torch.manual_seed(seed)
+        return list(op.sample_inputs("cpu", dtype, requires_grad=False))
+
+    found, again = made(0), made(1)
+    picked = sorted({k * len(found) // most for k in range(most)} if found else set())
+    for test in (_is_empty, _is_broadcast):
+        picked += [k for k, s in enumerate(found) if test(s) and k not in picked][:1]
+    pairs = [(found[k], again[k]) for k in picked if k < len(again)]
+    if found and again:
+        pairs.append((found[0].noncontiguous(), again[0].noncontiguous()))
+    return pairs
+
+
+def _tensors(sample: Any) -> list[Any]:
+    import torch
+    from torch.utils import _pytree
+
+    leaves = _pytree.tree_leaves((sample.input, sample.args, sample.kwargs))
+    return [x for x in leaves if isinstance(x, torch.Tensor)]
+
+
+def _is_empty(sample: Any) -> bool:
+    return any(t.numel() == 0 for t in _tensors(sample))
+
+
+def _is_broadcast(sample: Any) -> bool:
+    return len({tuple(t.shape) for t in _tensors(sample)}) > 1
+
+
+def examine(op: Any, dtype: Any, most: int) -> Iterator[Outcome]:
+    """The outcome of each sample that eager itself takes."""
+    for first, second in chosen(op, dtype, most):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = _sample(op, first, second)
+        if found is not None:
+            yield found
+
+
+def _sample(op: Any, first: Any, second: Any) -> Outcome | None:
+    import torch
+    from torch._dynamo.exc import TorchDynamoException
+
+    from kir.errors import KirError
+    from kir.frontends.torch import backend
+
+    counted = 0
+
+    def counting(module: Any, inputs: Any, **options: Any) -> Any:
+        nonlocal counted
+        counted += 1
+        return backend(module, inputs, **options)
+
+    operator = _function(op)
+
+    def f(*args: Any, **kwargs: Any) -> Any:
+        return operator(*args, **kwargs)
+
+    torch._dynamo.reset()
+    function = torch.compile(
+        f, backend=counting, options={"strict": True}, dynamic=False, fullgraph=True
+    )
+    for sample in (first, second):
+        try:
+            want = f(_copied(sample.input), *_copied(sample.args), **_copied(sample.kwargs))
+        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+            return None
+        try:
+            got, ran = _profiled(function, sample, sample is second)
+            _compare(op, sample, got, want)
+        except AssertionError as error:
+            return Outcome(False, "wrong: " + str(error).strip().split("\n")[0][:100])
+        except (
+            TorchDynamoException, KirError, RuntimeError, ValueError, TypeError, KeyError,
+            IndexError, NotImplementedError, AttributeError, OverflowError, RecursionError,
+        ) as error:  # fmt: skip
+            return Outcome(False, _reason(error))
+        if ran - MOVES:
+            return Outcome(False, "PyTorch ran " + ", ".join(sorted(ran - MOVES)))
+    return Outcome(True, compiled=counted > 0)
+
+
+def _function(op: Any) -> Any:
+    """What is called: of operators that draw, OpInfo's own form sets the seed, which is no part of
+    a graph, so torch's function itself."""
+    import torch
+
+    if not DRAWN.search(op.name):
+        return op.op
+    found: Any = torch
+    for part in op.name.split("."):
+        found = getattr(found, part, None)
+    return found or op.op
+
+
+def _copied(x: Any) -> Any:
+    """With tensors of its own: some operators write to their operands."""
+    import torch
+    from torch.utils import _pytree
+
+    def one(t: Any) -> Any:
+        if not isinstance(t, torch.Tensor) or t.layout != torch.strided or t.is_nested:
+            return t
+        memory = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype)
+        return memory.copy_(t)
+
+    return _pytree.tree_map(one, x)
+
+
+def _profiled(function: Any, sample: Any, profile: bool) -> tuple[Any, set[str]]:
+    import torch
+
+    args = (_copied(sample.input), *_copied(sample.args))
+    kwargs = _copied(sample.kwargs)
+    if not profile:
+        return function(*args, **kwargs), set()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        got = function(*args, **kwargs)
+    ran = {e.name.removeprefix("aten::") for e in seen.events() if e.name.startswith("aten::")}
+    return got, ran
+
+
+def _compare(op: Any, sample: Any, got: Any, want: Any) -> None:
+    import torch
+    from torch.utils import _pytree
+
+    mine, theirs = _pytree.tree_leaves(got), _pytree.tree_leaves(want)
+    assert len(mine) == len(theirs), "another number of results"
+    exact: list[Any] | None = None
+    for k, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+        if isinstance(b, torch.Tensor):
+            assert a.shape == b.shape and a.dtype == b.dtype, "another shape or dtype"
+        if DRAWN.search(op.name):
+            continue
+        try:
+            torch.testing.assert_close(a, b, equal_nan=True)
+        except AssertionError:
+            if exact is None:
+                exact = _exact(op, sample)
+            if exact is None or not _as_near(a, b, exact[k]):
+                raise
+
+
+def _exact(op: Any, sample: Any) -> list[Any] | None:
+    """Eager's results in float64."""
+    import torch
+    from torch.utils import _pytree
+
+    def wide(t: Any) -> Any:
+        floats = isinstance(t, torch.Tensor) and t.is_floating_point()
+        return t.double() if floats else t
+
+    args = _pytree.tree_map(wide, (_copied(sample.input), *_copied(sample.args)))
+    kwargs = _pytree.tree_map(wide, _copied(sample.kwargs))
+    try:
+        return _pytree.tree_leaves(op.op(*args, **kwargs))
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return None
+
+
+def _as_near(got: Any, want: Any, exact: Any) -> bool:
+    """Whether `got` is no farther from `exact` than eager, element by element's greatest."""
+    import torch
+
+    if not isinstance(want, torch.Tensor) or not want.is_floating_point():
+        return False
+    if exact.shape != want.shape or not exact.is_floating_point():
+        return False
+    mine, theirs = (v.double() - exact for v in (got, want))
+    same = torch.isfinite(got) == torch.isfinite(want)
+    finite = torch.isfinite(exact) & torch.isfinite(want)
+    if not bool(same.all()) or not bool(torch.isfinite(exact[finite]).all()):
+        return False
+    return bool(mine[finite].abs().max() <= theirs[finite].abs().max()) if finite.any() else True
+
+
+def _reason(error: BaseException) -> str:
+    """One line: what KIR does not compile, or the first of what went wrong."""
+    inner: BaseException = error
+    while inner.__cause__ is not None or getattr(inner, "inner_exception", None) is not None:
+        inner = getattr(inner, "inner_exception", None) or inner.__cause__ or inner
+    text = str(getattr(inner, "message", None) or inner or error)
+    missing = re.search(r"KIR does not compile `([\w.]+)`", str(error))
+    if missing:
+        return f"no row for {missing.group(1)}"
+    if re.search(r"dynamic shape operator|Data.dependent|GuardOnDataDependent", text):
+        return "the shape of the result depends on data"
+    line = next((x.strip() for x in text.splitlines() if x.strip()), "")
+    return f"{type(inner).__name__}: {line[:160]}"
+
+
+# --- in child processes ----------------------------------------------------------------------
+
+
+def _child(pipe: Connection, most: int) -> None:
+    import logging
+
+    import torch
+
+    logging.disable(logging.ERROR)
+    torch.set_num_threads(1)
+    torch._dynamo.config.recompile_limit = 1000
+    table = operators()
+    pipe.send(("ready", None))
+    while (task := pipe.recv()) is not None:
+        name, dtype = task
+        try:
+            for outcome in examine(table[name], getattr(torch, dtype), most):
+                pipe.send(("sample", outcome))
+        except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+            pipe.send(("sample", Outcome(False, f"samples: {error}".split("\n")[0][:120])))
+        pipe.send(("done", None))
+
+
+class _Worker:
+    """A child and the task that it has; it is started anew when a limit ends it."""
+
+    def __init__(self, most: int, limit: float) -> None:
+        self.most, self.limit = most, limit
+        self.task: tuple[str, str] | None = None
+        self.count = 0
+        self.start()
+
+    def start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_child, args=(theirs, self.most), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.is_ready, self.count = False, 0
+        self.deadline = time.monotonic() + 120
+
+    def restart(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+        self.start()
+
+    def give(self, task: tuple[str, str]) -> None:
+        self.task, self.deadline = task, time.monotonic() + self.limit
+        self.count += 1
+        self.pipe.send(task)
+
+
+Results = dict[tuple[str, str], list[Outcome]]
+
+
+def survey(
+    tasks: Sequence[tuple[str, str]], most: int, jobs: int, limit: float, tell: Any = print
+) -> Results:
+    """The outcomes of each (operator, dtype); `limit` seconds for each sample."""
+    left, results = list(reversed(tasks)), Results()
+    workers = [_Worker(most, limit) for _ in range(min(jobs, max(len(tasks), 1)))]
+    while left or any(w.task for w in workers):
+        wait([w.pipe for w in workers], timeout=1)
+        for worker in workers:
+            _serve(worker, left, results, limit, tell)
+    for worker in workers:
+        worker.process.kill()
+    return results
+
+
+def _serve(
+    worker: _Worker, left: list[tuple[str, str]], results: Results, limit: float, tell: Any
+) -> None:
+    """Take what a child has to say; give it a task where it has none."""
+    try:
+        while worker.pipe.poll():
+            kind, outcome = worker.pipe.recv()
+            worker.is_ready = True
+            worker.deadline = time.monotonic() + limit
+            if kind == "sample" and worker.task:
+                results.setdefault(worker.task, []).append(outcome)
+            elif kind == "done" and worker.task:
+                _close(worker, results, tell)
+        late = worker.task is not None and time.monotonic() > worker.deadline
+        why = "out of time" if late else ""
+    except (EOFError, ConnectionResetError):
+        why = "the process died"
+    if why and worker.task:
+        results.setdefault(worker.task, []).append(Outcome(False, why))
+        _close(worker, results, tell)
+    if why or worker.count >= 60:
+        worker.restart()
+    if worker.is_ready and worker.task is None and left:
+        worker.give(left.pop())
+
+
+def _close(worker: _Worker, results: Results, tell: Any) -> None:
+    assert worker.task is not None
+    found = results.setdefault(worker.task, [])
+    status, reason, passed = summary(worker.task[0], found)
+    tell(f"{worker.task[0]} {worker.task[1]}: {status} {passed}/{len(found)} {reason}", flush=True)
+    worker.task = None
+
+
+def summary(name: str, outcomes: Sequence[Outcome]) -> tuple[str, str, int]:
+    """Status (`ok`, `drawn`, `no work`, `no sample`, `failed`), why, samples that passed."""
+    passed = sum(o.ok for o in outcomes)
+    if not outcomes:
+        return "no sample", "", 0
+    if passed < len(outcomes):
+        return "failed", next(o.reason for o in outcomes if not o.ok), passed
+    if not any(o.compiled for o in outcomes):
+        return "no work", "gives no graph", passed
+    return ("drawn" if DRAWN.search(name.split(".")[0]) else "ok"), "", passed
+
+
+# --- the record ------------------------------------------------------------------------------
+
+
+def by_operator(results: Results, dtype: str) -> dict[str, str]:
+    """The status of each operator, all variants together: the worst of theirs."""
+    table: dict[str, set[str]] = collections.defaultdict(set)
+    for (name, kind), outcomes in results.items():
+        if kind == dtype:
+            table[operator_of(name)].add(summary(name, outcomes)[0])
+    ranks = ("failed", "no sample", "drawn", "no work", "ok")
+    return {name: next(r for r in ranks if r in found) for name, found in table.items()}
+
+
+_NAMES: dict[str, str] = {}
+
+
+def operator_of(name: str) -> str:
+    """The name without the variant."""
+    if not _NAMES:
+        _NAMES.update((k, op.name) for k, op in operators().items())
+    return _NAMES[name]
+
+
+def markdown(results: Results, dtypes: Sequence[str], most: int) -> str:
+    import torch
+
+    lines = [
+        "# PyTorch's operators", "",
+        f"What `python -m benchmarks.opinfo` found of PyTorch {torch.__version__}'s own operator "
+        f"database on CPU, under `strict`, with {most} samples of each operator and dtype, and "
+        "an empty, a broadcast and a non-contiguous one; the head of that file says what a sample "
+        "is held to. *drawn*: compiled, of random numbers or memory that nobody wrote, so that "
+        "values are not compared. *no work*: gives no tensor that is computed. An operator counts "
+        "when all its variants pass.", "",
+        "| dtype | operators tried | ok | drawn | no work | failed |", "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for dtype in dtypes:
+        found = collections.Counter(by_operator(results, dtype).values())
+        tried = sum(found.values()) - found["no sample"]
+        lines.append(f"| {dtype} | {tried} | {found['ok']} | {found['drawn']} | "
+                     f"{found['no work']} | {found['failed']} |")  # fmt: skip
+    lines += ["", "| operator | " + " | ".join(dtypes) + " | the first reason |",
+              "|---|" + "---|" * (len(dtypes) + 1)]  # fmt: skip
+    for name in sorted({n for n, _ in results}, key=str.lower):
+        cells, reasons = [], []
+        for dtype in dtypes:
+            outcomes = results.get((name, dtype))
+            if outcomes is None:
+                cells.append("")
+                continue
+            status, reason, passed = summary(name, outcomes)
+            cells.append(f"{passed}/{len(outcomes)}" if status == "failed" else status)
+            reasons += [reason] if status == "failed" else []
+        why = reasons[0].replace("|", "\\|").replace("`", "'") if reasons else ""
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {why} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
+    parser.add_argument("--only", nargs="+", help="parts of names")
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--limit", type=float, default=60, help="seconds for a sample")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
+    given = parser.parse_args()
+    import torch
+
+    tasks = [
+        (name, dtype)
+        for name, op in operators().items()
+        for dtype in given.dtypes
+        if getattr(torch, dtype) in op.dtypes
+        and (not given.only or any(part in name for part in given.only))
+    ]
+    started = time.monotonic()
+    results = survey(tasks, given.samples, given.jobs, given.limit)
+    for dtype in given.dtypes:
+        print(dtype, dict(collections.Counter(by_operator(results, dtype).values())))
+    print(_missing(results), f"\n{time.monotonic() - started:.0f} s")
+    if given.json:
+        record = {
+            "torch": torch.__version__, "machine": platform.machine(), "samples": given.samples,
+            "results": [
+                {"operator": n, "dtype": d, "outcomes": [asdict(o) for o in found]}
+                for (n, d), found in sorted(results.items())
+            ],
+        }  # fmt: skip
+        given.json.write_text(json.dumps(record, indent=1) + "\n")
+    if given.markdown:
+        given.markdown.write_text(markdown(results, given.dtypes, given.samples))
+
+
+def _missing(results: Results) -> str:
+    """What is missing, by how many operators want it."""
+    failed: Iterable[str] = (
+        summary(name, found)[1] for (name, _), found in results.items()
+        if summary(name, found)[0] == "failed"
+    )  # fmt: skip
+    return "\n".join(f"{n:4d} {why}" for why, n in collections.Counter(failed).most_common(60))
+
+
+if __name__ == "__main__":
+    main()
