@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,12 +24,16 @@ from kir.cli.common import (
     emit_json,
     parse_shape,
     read_module,
+    write_output,
 )
-from kir.errors import UsageError, VerificationError
+from kir.errors import FileError, UsageError, VerificationError
 from kir.ir import Kernel
 from kir.syntax import format_kernel
 
 if TYPE_CHECKING:
+    from rich.live import Live
+
+    from kir.agent.chat import Settings
     from kir.agent.search import Event
     from kir.agent.tune import Result
 
@@ -37,6 +44,12 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 def register(app: typer.Typer) -> None:
     app.command()(tune)
     app.command()(replay)
+    app.command()(report)
+    app.command("export-dataset")(export_dataset)
+    store = typer.Typer(help="stores of searches as JSON lines", no_args_is_help=True)
+    store.command("export")(export_store)
+    store.command("import")(import_store)
+    app.add_typer(store, name="store")
 
 
 def parse_budget(text: str) -> float:
@@ -68,6 +81,13 @@ def tune(
     stall: Annotated[
         int | None, typer.Option(min=1, help="end after so many without a new best")
     ] = None,
+    model: Annotated[str | None, typer.Option(help="that the proposer openai asks")] = None,
+    base_url: Annotated[str | None, typer.Option(help="of the model's server")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="at most so many, in all")] = None,
+    dollars: Annotated[float | None, typer.Option(min=0.0, help="at most so much, in all")] = None,
+    prices: Annotated[
+        str | None, typer.Option(help="dollars for a million tokens in and out, like 0.25,2")
+    ] = None,
     until: Annotated[float | None, typer.Option(help="end at so many times the default")] = None,
     as_json: Json = False,
 ) -> None:
@@ -81,13 +101,14 @@ def tune(
         names = ", ".join(module.kernels())
         raise UsageError("a search tunes one kernel, not a graph", hint=f"--kernel: {names}")
     dims = complete_shape(item, parse_shape(shape), DEFAULT_DIM)
+    asked = _model(model, base_url, tokens, dollars, prices) if proposer == "openai" else None
     display = None if as_json else _display(seconds)
     try:
         found = search(
             item, dims, target, via=via, arch=arch, budget_s=seconds, evaluations=evaluations,
             store=store, seed=seed, resume=resume, start=start, policy=policy, proposer=proposer,
             workers=workers, executor=executor, address=address, stall=stall, fitness=until,
-            on_event=display.show if display else None,
+            model=asked, on_event=display.show if display else None,
         )  # fmt: skip
     finally:
         if display:
@@ -98,34 +119,68 @@ def tune(
     _print(found, store)
 
 
+def _model(
+    model: str | None, base_url: str | None, tokens: int | None, dollars: float | None,
+    prices: str | None,
+) -> Settings:  # fmt: skip
+    from kir.agent.chat import Settings
+
+    given: dict[str, Any] = {
+        "model": model, "base_url": base_url, "tokens": tokens, "dollars": dollars
+    }  # fmt: skip
+    if prices is not None:
+        try:
+            given["price_in"], given["price_out"] = (float(p) for p in prices.split(","))
+        except ValueError:
+            raise UsageError(f"`{prices}` is no pair of prices", hint="--prices 0.25,2") from None
+    return Settings(**{k: v for k, v in given.items() if v is not None})
+
+
 class _Display:
-    """Progress on a terminal: one line that changes. In a pipe: a line for each improvement."""
+    """Progress: on a terminal a table that changes, in a pipe a line for each improvement."""
 
     def __init__(self, seconds: float) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.live import Live
 
         self.console = Console(stderr=True, highlight=False)
-        self.best = 0.0
-        self.progress: Any = None
+        self.seconds, self.best = seconds, 0.0
+        self.live: Live | None = None
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-            self.progress = Progress(*columns, console=self.console, transient=True)
-            self.progress.start()
-            self.task = self.progress.add_task("tuning", total=seconds)
+            self.live = Live(console=self.console, refresh_per_second=4, transient=True)
+            self.live.start()
 
     def show(self, event: Event) -> None:
         best = event.best.fitness if event.best else 0.0
-        text = f"{event.evaluated} evaluated, best {best:.2f}x the default"
-        if self.progress is not None:
-            self.progress.update(self.task, completed=event.elapsed, description=text)
+        if self.live is not None:
+            self.live.update(self._table(event, best))
         elif best > self.best:
+            text = f"{event.evaluated} evaluated, best {best:.2f}x the default"
             print(f"{event.elapsed:6.1f} s  {text}", file=sys.stderr)
         self.best = max(self.best, best)
 
+    def _table(self, event: Event, best: float) -> Any:
+        from rich.table import Table
+
+        verdicts = ", ".join(f"{n} {name}" for name, n in sorted(event.counts.items()))
+        rate = event.evaluated / max(event.elapsed, 1e-9)
+        rows = {
+            "best": f"{best:.2f}x the default schedule"
+            + (f", {event.best.seconds * 1e3:.3f} ms" if event.best and event.best.seconds else ""),
+            "evaluated": f"{event.evaluated}, {rate:.2f} a second",
+            "verdicts": verdicts,
+            "time": f"{event.elapsed:.0f} of {self.seconds:.0f} s",
+        }
+        if event.spent:
+            rows["spent"] = ", ".join(f"{v:g} {k}" for k, v in event.spent.items())
+        made = Table.grid(padding=(0, 2))
+        for name, value in rows.items():
+            made.add_row(name, value)
+        return made
+
     def close(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
+        if self.live is not None:
+            self.live.stop()
 
 
 def _display(seconds: float) -> _Display:
@@ -182,3 +237,78 @@ def replay(
             f"verified; {verdict.seconds * 1e3:.3f} ms, "
             f"{verdict.baseline_seconds / verdict.seconds:.2f}x the default schedule"
         )
+
+
+StoreUrl = Annotated[str, typer.Argument(help="database URL", show_default=False)]
+Out = Annotated[Path, typer.Option("-o", "--output", help="the file to write")]
+
+
+def report(store: StoreUrl, output: Out = Path("report.html")) -> None:
+    """Write the searches of a store as one page of HTML: graph, convergence, failures."""
+    from kir.agent.report import report as page
+    from kir.agent.store import Store
+
+    database = Store(store, create=False)
+    try:
+        write_output(output, page(database))
+    finally:
+        database.close()
+    typer.echo(f"wrote {output}")
+
+
+def export_dataset(
+    store: StoreUrl,
+    output: Out = Path("dataset.jsonl"),
+    fitness: Annotated[float, typer.Option(help="at least so many times the default")] = 1.0,
+    steps: Annotated[int, typer.Option(min=1, help="derivations no longer than this")] = 48,
+    each: Annotated[int, typer.Option(min=1, help="at most so many of a search")] = 5,
+) -> None:
+    """Write (spec, steps, IR, speed) records to learn from, with a datasheet beside them."""
+    from kir.agent.dataset import Filter, dataset
+    from kir.agent.store import Store
+
+    database = Store(store, create=False)
+    try:
+        found = dataset(database, Filter(fitness, steps, each))
+    finally:
+        database.close()
+    write_output(output, found.lines)
+    write_output(output.with_suffix(".md"), found.datasheet)
+    typer.echo(f"wrote {found.summary.kept} of {found.summary.seen} variants to {output}")
+
+
+def export_store(store: StoreUrl, output: Out = Path("store.jsonl")) -> None:
+    """Write all runs, nodes and transcripts as JSON lines."""
+    from kir.agent.store import Store
+    from kir.agent.transfer import export
+
+    database = Store(store, create=False)
+    try:
+        write_output(output, "".join(line + "\n" for line in export(database)))
+    finally:
+        database.close()
+
+
+def import_store(
+    store: StoreUrl, file: Annotated[Path, typer.Argument(show_default=False)]
+) -> None:
+    """Add the runs of JSON lines that `export` wrote to a store; it is made where there is none."""
+    from kir.agent.store import Store
+    from kir.agent.transfer import load
+
+    database = Store(store)
+    try:
+        with opened(file) as lines:
+            runs, nodes = load(database, lines)
+    finally:
+        database.close()
+    typer.echo(f"{runs} runs, {nodes} variants")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Iterator[str]]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            yield lines
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{path}: {error}", hint="name a file that can be read") from None
