@@ -464,8 +464,8 @@ UNROLLED = 8
 COPIES_WEIGHT = 256
 """Instructions of 256 bits in all the copies of a loop's body, at most."""
 SUMS_WEIGHT = 700
-"""The same where it accumulates and is written out whole: the taps of a 3 x 3 window, which share
-most of what they load."""
+"""The same of a loop that accumulates and is written out whole: the taps of a 3 x 3 window share
+most of what they load. One that only copies is written out whole or not at all."""
 _COUNTED = re.compile(r"\b(load|store|call|f?add|f?sub|f?mul|fdiv|select|icmp|fcmp)\b")
 _VECTOR = re.compile(r"<(\d+) x ([a-z]+\d*)>")
 
@@ -479,6 +479,8 @@ def unrolling(weight: int | None, begin: V, end: V, most: int) -> tuple[int, boo
     if first is not None and last is not None and 0 < last - first <= UNROLLED:
         whole = (last - first) * weight <= most
         return (last - first, True) if whole else (1, False)
+    if most <= COPIES_WEIGHT:
+        return 1, False
     return next((n for n in (8, 4, 2) if n * weight <= COPIES_WEIGHT), 1), False
 
 
