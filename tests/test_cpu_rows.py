@@ -209,3 +209,21 @@ def test_rows_of_two_axes_go_in_blocks(shape: tuple[int, ...]) -> None:
     want = x - x.astype(np.float64).mean((2, 3), keepdims=True)
     for made in both(GROUPS, {"x": x}, dict(zip("NGKL", shape, strict=True))):
         np.testing.assert_allclose(made["y"], want, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_first_of_equal_extrema_is_found(dtype: str, axis: int) -> None:
+    """Few values, so that many are equal; then with NaN, infinities, and zeros of both signs."""
+    names = (("j: N", "i: M"), ("i: M", "j: N"))[axis]
+    text = f"""kernel at[M, N](x: {dtype}[M, N]) -> (y: i64[{names[0][-1]}]) {{
+  y[{names[0]}] = argmax({names[1]}) x[i, j]
+}}"""
+    rng, shape = np.random.default_rng(axis), (40, 100)
+    some = rng.integers(-3, 4, shape).astype(np.float32)
+    lost = np.where(rng.random(shape) < 0.02, np.nan, some)
+    far = np.where(rng.random(shape) < 0.1, np.inf, -np.inf)
+    zeros = np.where(rng.random(shape) < 0.5, 0.0, -0.0)
+    for x in (some, lost, far, zeros):
+        for made in both(text, {"x": x.astype(FLOATS[dtype])}, {"M": 40, "N": 100}):
+            np.testing.assert_array_equal(made["y"], x.argmax(axis))

@@ -38,7 +38,7 @@ from kir.backends.llvm.builder import (
     integer,
 )
 from kir.backends.llvm.machine import Machine
-from kir.backends.llvm.memory import CELL, Accesses, Lane, Scope, Tensor
+from kir.backends.llvm.memory import AHEAD_BYTES, CELL, Accesses, Lane, Scope, Tensor
 from kir.backends.llvm.region import Region
 from kir.backends.llvm.scalars import memory
 from kir.backends.llvm.turned import turned
@@ -364,7 +364,8 @@ class Code:
             else:
                 end = self.b.intrinsic("llvm.smin", end, limit)
         before = self.scope.ahead
-        self.scope.ahead = before or (("ahead", 1) in s.hints and bool(self.scope.grid))
+        if not before and self.scope.grid:
+            self.scope.ahead = AHEAD_BYTES.get(dict(s.hints).get("ahead", 0), 0)
         most = SUMS_WEIGHT if accumulates(s) else COPIES_WEIGHT
         loop = self.b.loop(integer(0), end, unroll=most)
         with loop as index, self.bound(s, index), self.where(where):

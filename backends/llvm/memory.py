@@ -63,16 +63,18 @@ class Scope:
     mask: V | None = None
     stream: int = 0
     """Bytes to which rows of outputs are aligned whose stores bypass the cache; 0: none does."""
-    ahead: bool = False
-    """Under `hint(ahead = 1)`: reads also prefetch for the grid's next iteration."""
+    ahead: int = 0
+    """Under `hint(ahead = 1)`: reads also prefetch for the grid's next iteration, where that is at
+    most so many bytes away."""
     turned: dict[Read, tuple[str, list[V]]] = field(default_factory=dict)
     """Reads that were made for all values of an axis at once: the axis, the bits for each."""
 
 
 STRIDES = range(2, 5)
 """Steps from lane to lane for which whole vectors are read, and the lanes picked out of them."""
-AHEAD_BYTES = 1 << 17
-"""Prefetching goes no further than this, so that it stays in the cache until it is used."""
+AHEAD_BYTES = {1: 1 << 17, 2: 1 << 19}
+"""By the value of `hint(ahead = ...)` how far prefetching goes: so that it stays in a core's cache
+until it is used, or in the next one, for loops that compute so much that this is worth it."""
 LINE = 64
 LEAST_STREAMED = 16
 """Bytes of the narrowest store that bypasses the cache."""
@@ -244,7 +246,7 @@ class Accesses:
             return
         zeros = [integer(step or 0) for step in steps]
         distance = b.op("mul", self._horner(t, zeros), integer(t.type.bytes))
-        near = b.icmp("ult", distance, integer(AHEAD_BYTES))
+        near = b.icmp("ule", distance, integer(self.scope.ahead))
         distance = b.select(near, distance, integer(0))
         for offset in range(0, self.lanes * t.type.bytes, LINE):
             place = b.gep(pointer, "i8", b.op("add", distance, integer(offset)))
@@ -428,8 +430,11 @@ class Accesses:
     # --- stores
 
     def store(self, s: Store) -> None:
-        with self.b.when(self._some_lane_counts(s)):
+        counts, ahead = self._some_lane_counts(s), self.scope.ahead
+        with self.b.when(counts):
+            self.scope.ahead = ahead if counts is None else 0  # the test has fetched it all
             self._store_all(s)
+        self.scope.ahead = ahead
 
     def _some_lane_counts(self, s: Store) -> V | None:
         """For `t min= select(c, index, the greatest integer)`, whether c holds in any lane: mostly
@@ -442,10 +447,20 @@ class Accesses:
         condition, _, other = s.value.args
         if other != identity(s.op, s.value.type):
             return None
+        sides = _same(condition)
+        if sides is not None and mask is None:
+            return self._some_lane_may_equal(*sides)
         holds = self.value(condition)
         if not holds.lanes:
             return None
         return self.b.any(holds if mask is None else self.b.op("and", holds, mask))
+
+    def _some_lane_may_equal(self, x: Expr, y: Expr) -> V | None:
+        """Whether two floats are equal in any lane, or one of them is NaN: one comparison, of which
+        nothing else is made, so that LLVM need not bring its lanes in order."""
+        b = self.b
+        sides = b.together(self.value(x), self.value(y))
+        return b.any(b.fcmp("ueq", *sides)) if sides[0].lanes else None
 
     def _store_all(self, s: Store) -> None:
         t = self.scope.tensors[s.target]
@@ -628,6 +643,14 @@ class Accesses:
             return False
         private = any(self.scope.tensors[r.tensor].lanes for r in _reads(e))
         return private or mentions(e, lane.name)
+
+
+def _same(condition: Expr) -> tuple[Expr, Expr] | None:
+    """x and y of `x == y or isnan(x) and isnan(y)` on floats; None for other conditions."""
+    match condition:
+        case Op("or", (Op("eq", (x, y)), Op("and", (Op("isnan", (a,)), Op("isnan", (c,)))))):
+            return (x, y) if (x, y) == (a, c) and x.dtype.is_float else None
+    return None
 
 
 REPORT = """define internal void @kir.report(

@@ -202,7 +202,7 @@ HINTS: dict[str, Whole] = {
     "num_stages": Whole(1, 8, (2, 3, 4)),
     "group": Whole(1, None, (8, 4, 16)),
     "stream": Whole(0, 1, (1,)),
-    "ahead": Whole(0, 1, (1,)),
+    "ahead": Whole(0, 2, (1, 2)),
 }
 """Hints that some backend heeds, and their values."""
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from math import prod
 
-from kir.ir import Const, Loop, Read, Var, walk
+from kir.ir import Const, Loop, Op, Read, Var, walk
 from kir.plan.common import (
+    HEAVY,
     Draft,
     constant_extent,
     contiguous_score,
@@ -91,7 +92,8 @@ def _longest(loops: list[Loop]) -> int | None:
 
 def fetch_ahead(draft: Draft, rows: list[str]) -> None:
     """Of the loops inside those over the same rows, the second that reads an input finds it in
-    cache: let it fetch the next rows meanwhile, so that computing and reading memory overlap."""
+    cache: let it fetch the next rows meanwhile, so that computing and reading memory overlap. Far
+    ones too, where it computes much."""
     inputs, seen = {p.name for p in draft.kernel.inputs}, set[str]()
     for s in (s for row in rows for s in draft.loop(row).body):
         if not isinstance(s, Loop) or s.kind != "for":
@@ -103,7 +105,8 @@ def fetch_ahead(draft: Draft, rows: list[str]) -> None:
             and any(isinstance(v, Var) and v.name in rows for i in n.indices for v in walk(i))
         }  # fmt: skip
         if found & seen:
-            draft.attempt("hint", s.axis.name, "ahead", 1)
+            heavy = any(isinstance(n, Op) and n.name in HEAVY for n in walk(s))
+            draft.attempt("hint", s.axis.name, "ahead", 2 if heavy else 1)
             return
         seen |= found
 
