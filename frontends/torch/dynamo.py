@@ -91,6 +91,7 @@ class _Program:
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        tensors += self.lowered.constants
         made = [_allocated(p) for p in self.lowered.outputs]
         if self.function is not None:
             arrays = [_array(t, p) for t, p in zip(tensors, self.lowered.inputs, strict=True)]

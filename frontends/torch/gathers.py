@@ -10,7 +10,17 @@ from kir.errors import UnsupportedError
 from kir.frontends.torch.dims import Index
 from kir.frontends.torch.structural import amax, amin, argmax, argmin
 from kir.frontends.torch.table import Structural
-from kir.frontends.torch.values import Value, aligned, cast, fresh, held
+from kir.frontends.torch.values import (
+    CHEAP,
+    HEAVY,
+    Value,
+    aligned,
+    cast,
+    expanded,
+    fresh,
+    held,
+    pointwise,
+)
 from kir.ir import Expr, const
 from kir.ops import op
 
@@ -50,6 +60,60 @@ def diagonal(low: Lowering, x: Value, offset: int = 0, a: int = 0, b: int = 1) -
         return x.at(place)
 
     return x.seen([*(x.dims[k] for k in rest), new], at)
+
+
+def diagonal_scatter(
+    low: Lowering, x: Value, source: Value, offset: int = 0, a: int = 0, b: int = 1
+) -> Value:
+    """A copy of `x` with `source` on a diagonal."""
+    a, b = a % len(x.dims), b % len(x.dims)
+    size = source.shape[-1]
+    rest = [k for k in range(len(x.dims)) if k not in (a, b)]
+    for d in (x.dims[a], x.dims[b], source.dims[-1]):
+        low.whole(d)
+    for k, d in zip(rest, source.dims, strict=False):
+        low.walk_together(x.dims[k], d)
+    source = source if source.cost == CHEAP else low.keep(source)
+
+    def at(indices: Sequence[Index]) -> Expr:
+        if not size:
+            return x.at(indices)
+        row, column = (x.dims[k].joined(indices[k]) for k in (a, b))
+        on = op("eq", op("sub", column, row), const(offset))
+        along = held(op("sub", row, const(max(-offset, 0))), size)
+        inside = op("and", on, op("ge", row, const(max(-offset, 0))))
+        place: list[Index] = [indices[k] for k in rest]
+        place.append((along,) if size > 1 else ())
+        return op("select", inside, cast(source.at(place), x.dtype), x.at(indices))
+
+    return Value(x.dims, x.dtype, at, HEAVY)
+
+
+def masked_scatter(low: Lowering, x: Value, mask: Value, source: Value) -> Value:
+    """Where the mask holds, the elements of `source` in order."""
+    from kir.frontends.torch.scatters import scanned
+
+    shape = low.out.shape
+    total = 1
+    for n in shape:
+        total *= n
+    count = 1
+    for n in source.shape:
+        count *= n
+    if not total or not count:
+        return x
+    x, mask = (expanded(v, shape) for v in (x, mask))
+    flat = low.viewed(low.keep(pointwise(lambda m: cast(m, i64), [mask], i64)), [total])
+    sums = scanned(low, flat, 0, i64, const(0), lambda past, e, _: op("add", past, e))
+    places = low.viewed(sums, shape)
+    values = low.viewed(low.readable(source), [count])
+    low.whole(values.dims[0])
+
+    def element(e: Expr, m: Expr, k: Expr) -> Expr:
+        here: Index = (held(op("sub", k, const(1)), count),) if count > 1 else ()
+        return op("select", m, values.at([here]), e)
+
+    return pointwise(element, [x, mask, places], x.dtype)
 
 
 def best(name: str) -> Structural:
@@ -148,6 +212,8 @@ def gather(
 GATHERS: dict[str, Structural] = {
     "flip.default": flip,
     "diagonal.default": diagonal,
+    "diagonal_scatter.default": diagonal_scatter,
+    "masked_scatter.default": masked_scatter,
     "max.dim": best("max"),
     "min.dim": best("min"),
     "index_select.default": index_select,

@@ -8,7 +8,7 @@ into kernels, each with at most one product, and the kernels into one graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -125,6 +125,8 @@ class Lowered:
     inputs: tuple[Place, ...]
     outputs: tuple[Place, ...]
     results: tuple[Result | None, ...]
+    constants: tuple[torch.Tensor, ...] = ()
+    """Those of the last inputs that the graph itself holds."""
     draws: bool = False
     """Whether `main` takes a seed of random numbers, a u64, as its last input."""
 
@@ -240,9 +242,15 @@ def lower(graph: torch.fx.Graph) -> Lowered:
     low = Lowering()
     values: dict[torch.fx.Node, Any] = {}
     arguments: list[tuple[str, Meta, Value]] = []
-    for node in graph.nodes:
+    constants: list[torch.Tensor] = []
+    for node in sorted(graph.nodes, key=lambda n: (n.op == "get_attr" and 1) or (
+        0 if n.op == "placeholder" else 2)):  # fmt: skip
         if node.op == "placeholder":
-            values[node] = _placeholder(low, node, arguments)
+            values[node] = _placeholder(low, node.meta["val"], arguments)
+        elif node.op == "get_attr":
+            constant = _attribute(graph, node)
+            values[node] = _placeholder(low, constant, arguments)
+            constants.append(constant)
         elif node.op == "call_function":
             values[node] = _operator(low, node, values)
         elif node.op != "output":
@@ -250,15 +258,13 @@ def lower(graph: torch.fx.Graph) -> Lowered:
     (outputs,) = next(n for n in reversed(graph.nodes) if n.op == "output").args
     listed = [outputs] if isinstance(outputs, torch.fx.Node) else list(outputs)
     try:
-        return _Assembly(low, arguments).run(listed, values)
+        made = _Assembly(low, arguments).run(listed, values)
+        return replace(made, constants=tuple(constants))
     except DTypeError as error:  # of an op that KIR has for other dtypes only
         raise UnsupportedError(error.message) from None
 
 
-def _placeholder(
-    low: Lowering, node: torch.fx.Node, arguments: list[tuple[str, Meta, Value]]
-) -> Any:
-    example = node.meta["val"]
+def _placeholder(low: Lowering, example: Any, arguments: list[tuple[str, Meta, Value]]) -> Any:
     if not isinstance(example, torch.Tensor):
         return int(example)
     meta, name = meta_of(example), f"x{len(arguments)}"
@@ -272,6 +278,17 @@ def _placeholder(
     found = Value([ordered[back[d]] for d in range(len(ordered))], meta.dtype, read)
     found.plain = True
     arguments.append((name, meta, found))
+    return found
+
+
+def _attribute(graph: torch.fx.Graph, node: torch.fx.Node) -> torch.Tensor:
+    """A tensor that the graph's module holds."""
+    found: Any = graph.owning_module
+    for part in str(node.target).split("."):
+        found = getattr(found, part)
+    if not isinstance(found, torch.Tensor):
+        raise UnsupportedError(f"the constant `{node.target}` is no tensor")
+    node.meta.setdefault("val", found)
     return found
 
 
@@ -442,7 +459,7 @@ class _Assembly:
             self.shapes[SEED] = DTYPES["u64"], ()
         named = [p.name for p in inputs] + ([SEED] if draws else [])
         module = self._module(named, [p.name for p in places])
-        return Lowered(module, tuple(inputs), tuple(places), tuple(results), draws)
+        return Lowered(module, tuple(inputs), tuple(places), tuple(results), draws=draws)
 
     def _settle(self) -> None:
         """Cut dims until nothing changes; cuts only grow, so it ends."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,11 @@ def _nextafter(a: Expr, b: Expr) -> Expr:
     found = op("select", op("eq", a, b), b, op("select", op("eq", a, zero), least, moved))
     missing = op("or", op("isnan", a), op("isnan", b))
     return op("select", missing, Const(float("nan"), a.dtype), found)
+
+
+def _angle(x: Expr) -> Expr:
+    turned = op("select", op("lt", x, number(x, 0)), number(x, math.pi), number(x, 0))
+    return op("select", op("isnan", x), x, turned)
 
 
 def _hypot(a: Expr, b: Expr) -> Expr:
@@ -133,6 +139,7 @@ PRIM_POINTWISE: dict[str, Pointwise] = {
     "prims.isfinite.default": Pointwise(
         lambda x: op("not", op("or", op("isnan", x), op("isinf", x))), "BOOL_OF"
     ),
+    "angle.default": Pointwise(_angle, "INT_TO_FLOAT"),
     "prims.nextafter.default": Pointwise(_nextafter, "SELF", operands=2),
     "prims.hypot.default": Pointwise(_hypot, heavy=True, operands=2),
     "prims.shift_left.default": Pointwise(lambda a, b: _shifted("shl", a, b), operands=2),
@@ -194,7 +201,7 @@ def _reduction(name: str) -> Structural:
     def found(low: Lowering, x: Value, axes: Sequence[int] | None, **options: Any) -> Value:
         dtype = low.out.dtype
         if name == "sum" and x.dtype.is_bool:
-            raise UnsupportedError("a sum of bools is not compiled")
+            x = pointwise(lambda e: cast(e, dtype), [x], dtype)
         listed = list(range(len(x.dims))) if axes is None else list(axes)
         wide = wide_of(dtype)
         return reduced(name, x, listed, False, low.names, wide, dtype)

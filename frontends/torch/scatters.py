@@ -294,7 +294,7 @@ def _masked_put(
     (k, mask), total = given[0], 1
     for n in values.shape:
         total *= n
-    if len(given) != 1 or total != 1:
+    if len(given) != 1 or total != 1 or (accumulate and x.dtype.is_bool):
         raise UnsupportedError("a mask gives a shape that depends on data")
     one = low.viewed(values, [])
     lead = len(x.dims) - len(mask.dims) - k

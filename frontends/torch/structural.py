@@ -219,6 +219,20 @@ def amin(low: Lowering, x: Value, axes: Any = None, keep: bool = False) -> Value
     return reduced("min", x, axes_of(axes, len(x.dims)), keep, low.names)
 
 
+def _best_of_all(name: str) -> Structural:
+    def best(low: Lowering, x: Value) -> Value:
+        if x.dtype.is_bool:
+            return _truth("any" if name == "max" else "all", low, x, None, False)
+        return reduced(name, x, list(range(len(x.dims))), False, low.names)
+
+    return best
+
+
+def prod_(low: Lowering, x: Value, axis: int | None = None, keep: bool = False, **_: Any) -> Value:
+    dtype = low.out.dtype
+    return reduced("prod", x, axes_of(axis, len(x.dims)), keep, low.names, wide_of(dtype), dtype)
+
+
 def any_(low: Lowering, x: Value, axes: Any = None, keep: bool = False) -> Value:
     return _truth("any", low, x, axes, keep)
 
@@ -307,10 +321,30 @@ def addmm(low: Lowering, bias: Value, a: Value, b: Value, beta: Any = 1, alpha: 
     def element(c: Expr, p: Expr) -> Expr:
         p = p if alpha == 1 else op("mul", p, number(p, alpha))
         c = cast(c, wide)
+        if beta == 0:  # what is not added may be a NaN
+            return cast(p, dtype)
         c = c if beta == 1 else op("mul", c, number(c, beta))
         return cast(op("add", p, c), dtype)
 
     return pointwise(element, [bias, product], dtype)
+
+
+def addbmm(
+    low: Lowering, bias: Value, a: Value, b: Value, *, beta: Any = 1, alpha: Any = 1
+) -> Value:
+    """The products of a batch, added up."""
+    dtype = low.out.dtype
+    wide = _sums(dtype)
+    products = low.keep(contracted(a, b, 1, low.names, wide, wide))
+    total = low.keep(reduced("sum", products, [0], False, low.names, wide, wide))
+
+    def element(c: Expr, p: Expr) -> Expr:
+        scaled = op("mul", p, number(p, alpha))
+        if beta == 0:
+            return cast(scaled, dtype)
+        return cast(op("add", scaled, op("mul", cast(c, wide), number(p, beta))), dtype)
+
+    return pointwise(element, [bias, total], dtype)
 
 
 def _sums(dtype: DType) -> DType:
@@ -453,6 +487,14 @@ STRUCTURAL: dict[str, Structural] = {
     "argmax.default": argmax,
     "argmin.default": argmin,
     "mm.default": mm,
+    "addbmm.default": addbmm,
+    "max.default": _best_of_all("max"),
+    "min.default": _best_of_all("min"),
+    "prod.default": prod_,
+    "prod.dim_int": prod_,
+    "lift_fresh.default": alias,
+    "lift_fresh_copy.default": alias,
+    "lift.default": alias,
     "bmm.default": bmm,
     "addmm.default": addmm,
     "_softmax.default": softmax,
