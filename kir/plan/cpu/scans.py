@@ -18,8 +18,9 @@ from kir.rewrites.legality import carried
 
 CHAINS = 1
 """Vectors of lanes. One: few rows at a time are few streams, which the prefetchers can follow."""
-BLOCK = 256
-"""Steps of the recurrence that are staged at a time: with the lanes they fill half of an L1."""
+BLOCK = 32
+"""Steps of the recurrence that are staged at a time: so few that a core turns one block while it
+walks the one before and stores the one before that; two tiles, or a line of 16-bit floats."""
 SIDE = 16
 """Rows and columns of a tile that is turned in registers: a line of f32."""
 
