@@ -355,3 +355,14 @@ def test_blocks_fit_the_registers(bits: int, registers: int) -> None:
         assert b.rows * vectors + vectors + 1 <= registers
     best = min(blocks(chip), key=lambda b: cycles(b, 512, 56, 56, chip))
     assert best.rows * best.lines * best.vectors >= registers // 2
+
+
+@pytest.mark.parametrize(("size", "packed"), [(28, True), (5, False)])
+def test_narrow_weights_are_converted_once_where_they_serve_often(size: int, packed: bool) -> None:
+    dims = {"N": 1, "C": 16, "H": size, "W": size, "O": 13, "R": 3, "S": 3, "stride": 1, "pad": 1}
+    spec = kernel_of("conv2d_bf16")
+    kernel = specialise(spec, {d.name: dims[d.name] for d in spec.dims if d.name in dims})
+    steps = choose_steps(kernel, Target("cpu"))
+    buffers = {n.name: n.type.name for n in walk(schedule(kernel, steps)) if isinstance(n, Buffer)}
+    assert buffers["x_local"] == "f32"
+    assert buffers.get("w_local") == ("f32" if packed else None)

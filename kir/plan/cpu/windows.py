@@ -29,6 +29,9 @@ LOAD = 0.15
 """Cycles by which a load, from caches of all levels, delays the multiply-adds; as measured."""
 COPIED = 64
 """Lanes of a copy's tile, at most."""
+USES = 12
+"""Vectors of output that a weight is to serve at least, for its conversion and copy (some four
+cycles) to cost less than conversions at each use."""
 PARTS = 4
 """Parts of a line, by column modulo the stride, whose copies are written out, at most."""
 UNROLLED = 32
@@ -264,12 +267,20 @@ class WindowPlan:
             d.attempt("bind", name, "tile")
 
     def pack(self, weights: Read, loop: str) -> None:
-        """Copy the weights into panels of channels, where a channel's do not lie together."""
-        s, axes = self.seen, [free_vars(i) for i in weights.indices]
+        """Copy the weights into panels of channels, where a channel's do not lie together, or are
+        of a narrower type that would be converted for each use of many."""
+        d, s, axes = self.draft, self.seen, [free_vars(i) for i in weights.indices]
         channel = next((d for d, mine in enumerate(axes) if s.channel in mine), 0)
-        if any(a in mine for mine in axes[:channel] for a in s.reduction):
-            panels = (channel, self.block.rows)
-            self.draft.attempt("stage", weights.tensor, loop, "local", pack=panels)
+        apart = any(a in mine for mine in axes[:channel] for a in s.reduction)
+        uses = self.part() * s.size(s.column) // self.chip.lanes
+        if not apart and (weights.type == self.accumulates or uses < USES):
+            return
+        had = {b.name for b in buffers_of(d.kernel.body)}
+        panels = (channel, self.block.rows)
+        if d.attempt("stage", weights.tensor, loop, "local", pack=panels):
+            (buffer,) = [b for b in buffers_of(d.kernel.body) if b.name not in had]
+            if buffer.type != self.accumulates:
+                d.attempt("cast_storage", buffer.name, self.accumulates.name)
 
 
 def windows(draft: Draft, nest: Loop, chip: Chip) -> bool:
