@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -49,8 +50,9 @@ EXECUTORS = ("local", "ray")
 class Result:
     """What a search found. `seconds` and `baseline_seconds` of the best variant are re-timed after
     the search on inputs that the search never saw; `speedup` is the median of baseline over best
-    in neighbouring runs. `statuses` counts the nodes by verdict, `proposals` the proposals that
-    did not apply (`inapplicable`) or gave IR that was seen before (`duplicate`)."""
+    in neighbouring runs, `spread` their quartiles. `statuses` counts the nodes by verdict,
+    `proposals` the proposals that did not apply (`inapplicable`) or gave IR that was seen before
+    (`duplicate`); `spent` is what the proposer used."""
 
     run: int
     node: int
@@ -58,6 +60,7 @@ class Result:
     seconds: float
     baseline_seconds: float
     speedup: float
+    spread: tuple[float, float]
     statuses: Mapping[str, int]
     proposals: Mapping[str, int]
     evaluations: int
@@ -269,6 +272,7 @@ def _best(search: Search, executor: Executor, elapsed: float) -> Result:
             seconds=verdict.seconds,
             baseline_seconds=verdict.baseline_seconds,
             speedup=verdict.fitness,
+            spread=_spread(verdict),
             statuses={k: n for k, n in search.counts.items() if k in STATUSES},
             proposals={k: n for k, n in search.counts.items() if k not in STATUSES},
             evaluations=len(search.graph.variants),
@@ -281,12 +285,22 @@ def _best(search: Search, executor: Executor, elapsed: float) -> Result:
     )
 
 
+def _spread(verdict: Verdict) -> tuple[float, float]:
+    """The quartiles of the ratios that a verdict's samples give."""
+    samples = verdict.report.get("samples")
+    if not isinstance(samples, list) or len(samples) != 2 or len(samples[0]) < 2:
+        return verdict.fitness, verdict.fitness
+    quartiles = statistics.quantiles([b / a for a, b in zip(*samples, strict=True)], n=4)
+    return quartiles[0], quartiles[2]
+
+
 def _summary(found: Result) -> dict[str, object]:
     return {
         "node": found.node,
         "seconds": found.seconds,
         "baseline_seconds": found.baseline_seconds,
         "speedup": found.speedup,
+        "spread": list(found.spread),
         "evaluations": found.evaluations,
         "statuses": dict(found.statuses),
         "elapsed": found.elapsed,

@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("sqlalchemy", reason="the extra `agent` is not installed")
 
+import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from kir.agent.dataset import Filter, dataset
@@ -21,6 +22,7 @@ from kir.agent.report import report
 from kir.agent.store import NodeRow, RunRow, Store
 from kir.agent.variant import derivation_text
 from kir.cli import app
+from kir.cli.common import from_store
 from kir.derivation import kernel_hash
 from kir.errors import StoreError
 from kir.ir import Module, Step
@@ -128,6 +130,26 @@ def test_dispatch_is_for_just_the_shapes_that_were_tuned(url: str) -> None:
     assert steps_for(url, KERNEL, DIMS, "cpu") is None
     with pytest.raises(StoreError):
         steps_for("sqlite:////nowhere/t.db", KERNEL, DIMS, "cpu")
+
+
+def test_the_commands_use_what_was_found(url: str, tmp_path: Path) -> None:
+    from kir.agent.store import Store as Opened
+    from kir.pipeline import Target
+
+    store = Opened(url)
+    with store.session(writes=True) as session:
+        session.execute(sa.text("update kir_runs set arch = :chip"), {"chip": Target("cpu").chip})
+    file = tmp_path / "k.kir"
+    file.write_text(format_module(Module((KERNEL,))), encoding="utf-8")
+    found = [
+        CliRunner().invoke(app, ["run", str(file), "--shape", shape, "--store", url])
+        for shape in ("M=8,N=64", "M=8,N=65")
+    ]
+    assert [f.exit_code for f in found] == [0, 0], found[0].output
+    module, name = from_store(url, Module((KERNEL,)), KERNEL, DIMS, Target("cpu"), None)
+    assert name is not None and module.schedules()[name].steps == STEPS[2]
+    other = {**DIMS, "N": 65}
+    assert from_store(url, Module((KERNEL,)), KERNEL, other, Target("cpu"), None)[1] is None
 
 
 def test_a_dataset_has_what_is_fast_short_and_unlike(url: str) -> None:

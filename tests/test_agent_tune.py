@@ -84,6 +84,15 @@ def test_a_search_reports_and_stores_what_it_found(softmax_search: Search) -> No
     assert kernel_hash(ir) == stored.ir_hash
 
 
+def test_a_search_is_written_up_for_review(softmax_search: Search, tmp_path: Path) -> None:
+    from kir.agent.knowledge import load_pages
+    from kir.agent.learn import learn
+
+    path = learn(softmax_search.url, example("softmax"), softmax_search.result, tmp_path / "new")
+    (page,) = [p for p in load_pages([path.parent], drafts=True) if p.draft]
+    assert "softmax" in page.title and f"node {softmax_search.result.node}" in path.read_text()
+
+
 def test_a_node_is_rebuilt_and_verified_again(softmax_search: Search) -> None:
     again = replay(softmax_search.url, softmax_search.result.node)
     assert kernel_hash(again.kernel) == again.node.ir_hash

@@ -19,11 +19,13 @@ from kir.cli.common import (
     KernelName,
     ScheduleName,
     Shape,
+    StoreOption,
     TargetName,
     Via,
     choose,
     complete_shape,
     emit_json,
+    from_store,
     locating,
     parse_shape,
     read_module,
@@ -50,6 +52,7 @@ def lower(
     kernel: KernelName = None,
     shape: Shape = None,
     schedule: ScheduleName = None,
+    store: StoreOption = None,
     out: Annotated[Path | None, typer.Option("-o", help="write here, not to stdout")] = None,
     as_json: Json = False,
 ) -> None:
@@ -72,6 +75,7 @@ def lower(
     dims = parse_shape(shape)
     whole = isinstance(item, Graph) and goal.backend.manifest.graphs
     kernels = [item] if isinstance(item, Kernel) else _kernels_of(item, module.kernels())
+    module, schedule = from_store(store, module, item, dims, goal, schedule)
     with locating(source, schedule):
         artifacts: list[Artifact] = []
         for name in (stages if stage == "artifact" else (stage,)) if whole else ():
@@ -160,6 +164,7 @@ def run(
     kernel: KernelName = None,
     shape: Shape = None,
     schedule: ScheduleName = None,
+    store: StoreOption = None,
     inputs: Annotated[
         list[str] | None, typer.Option("--input", "-i", help="name=file.npy; else random")
     ] = None,
@@ -187,6 +192,7 @@ def run(
         _require_memory(item, bound)
         arrays = {**random_inputs(item, bound, seed, module), **given}
         goal = Target(target, via, arch, debug)
+        module, schedule = from_store(store, module, item, bound, goal, schedule)
         executable = compile_item(item, goal, bound, schedule, module)
         outputs = executable(arrays, bound)
     times = []

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,8 +22,11 @@ from kir.errors import (
     Source,
     UsageError,
 )
-from kir.ir import Graph, Kernel, Module
+from kir.ir import Graph, Kernel, Module, Schedule
 from kir.syntax import load, parse
+
+if TYPE_CHECKING:
+    from kir.pipeline import Target
 
 File = Annotated[Path, typer.Argument(help="a .kir file", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -38,6 +41,32 @@ ScheduleName = Annotated[
     str | None,
     typer.Option("--schedule", help="a schedule's name or file, or `none`; else the default"),
 ]
+
+StoreOption = Annotated[
+    str | None, typer.Option("--store", help="of searches: use what was found for these dims")
+]
+FOUND = "found_by_search"
+"""What the schedule that a store gave is called."""
+
+
+def from_store(
+    store: str | None,
+    module: Module,
+    item: Kernel | Graph,
+    dims: Mapping[str, int],
+    target: Target,
+    schedule: str | None,
+) -> tuple[Module, str | None]:
+    """The module with the derivation that a store holds for a kernel at just these dims, and its
+    name; both as they were where it holds none, or a schedule was asked for by name."""
+    if store is None or schedule is not None or not isinstance(item, Kernel):
+        return module, schedule
+    from kir.agent.dispatch import steps_for
+
+    steps = steps_for(store, item, dims, target.name, target.chip)
+    if steps is None:
+        return module, schedule
+    return Module((*module.items, Schedule(FOUND, item.name, steps))), FOUND
 
 
 def read_module(path: Path) -> tuple[Source, Module]:

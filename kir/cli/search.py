@@ -88,6 +88,9 @@ def tune(
     prices: Annotated[
         str | None, typer.Option(help="dollars for a million tokens in and out, like 0.25,2")
     ] = None,
+    learn: Annotated[
+        Path | None, typer.Option(help="folder for a page on what was found, to be reviewed")
+    ] = None,
     until: Annotated[float | None, typer.Option(help="end at so many times the default")] = None,
     as_json: Json = False,
 ) -> None:
@@ -113,6 +116,10 @@ def tune(
     finally:
         if display:
             display.close()
+    if learn is not None:
+        from kir.agent.learn import learn as write_page
+
+        typer.echo(f"wrote {write_page(store, item, found, learn)}, for you to review", err=True)
     if as_json:
         emit_json(_record(found))
         return
@@ -191,7 +198,7 @@ def _record(found: Result) -> dict[str, Any]:
     return {
         "run": found.run, "node": found.node, "derivation": found.derivation,
         "seconds": found.seconds, "baseline_seconds": found.baseline_seconds,
-        "speedup": found.speedup, "statuses": dict(found.statuses),
+        "speedup": found.speedup, "spread": list(found.spread), "statuses": dict(found.statuses),
         "proposals": dict(found.proposals), "evaluations": found.evaluations,
         "elapsed": found.elapsed, "interrupted": found.interrupted, "spent": dict(found.spent),
     }  # fmt: skip
