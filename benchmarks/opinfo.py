@@ -27,7 +27,7 @@ import platform
 import re
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -325,10 +325,14 @@ class _Worker:
 Results = dict[tuple[str, str], list[Outcome]]
 
 
+Tell = Callable[[tuple[str, str], list[Outcome]], None]
+
+
 def survey(
-    tasks: Sequence[tuple[str, str]], most: int, jobs: int, limit: float, tell: Any = print
+    tasks: Sequence[tuple[str, str]], most: int, jobs: int, limit: float, tell: Tell
 ) -> Results:
-    """The outcomes of each (operator, dtype); `limit` seconds for each sample."""
+    """The outcomes of each (operator, dtype); `limit` seconds for each sample. `tell` is called
+    with those of each as soon as they are known."""
     left, results = list(reversed(tasks)), Results()
     workers = [_Worker(most, limit) for _ in range(min(jobs, max(len(tasks), 1)))]
     while left or any(w.task for w in workers):
@@ -341,7 +345,7 @@ def survey(
 
 
 def _serve(
-    worker: _Worker, left: list[tuple[str, str]], results: Results, limit: float, tell: Any
+    worker: _Worker, left: list[tuple[str, str]], results: Results, limit: float, tell: Tell
 ) -> None:
     """Take what a child has to say; give it a task where it has none."""
     try:
@@ -366,11 +370,12 @@ def _serve(
         worker.give(left.pop())
 
 
-def _close(worker: _Worker, results: Results, tell: Any) -> None:
+def _close(worker: _Worker, results: Results, tell: Tell) -> None:
     assert worker.task is not None
     found = results.setdefault(worker.task, [])
     status, reason, passed = summary(worker.task[0], found)
-    tell(f"{worker.task[0]} {worker.task[1]}: {status} {passed}/{len(found)} {reason}", flush=True)
+    print(f"{worker.task[0]} {worker.task[1]}: {status} {passed}/{len(found)} {reason}", flush=True)
+    tell(worker.task, found)
     worker.task = None
 
 
@@ -451,6 +456,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--limit", type=float, default=60, help="seconds for a sample")
+    parser.add_argument("--log", type=Path, help="outcomes, a line each; what it has is not run")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     given = parser.parse_args()
@@ -464,7 +470,15 @@ def main() -> None:
         and (not given.only or any(part in name for part in given.only))
     ]
     started = time.monotonic()
-    results = survey(tasks, given.samples, given.jobs, given.limit)
+    results = read_log(given.log) if given.log and given.log.exists() else Results()
+
+    def tell(task: tuple[str, str], found: list[Outcome]) -> None:
+        if given.log:
+            with given.log.open("a") as log:
+                log.write(json.dumps([*task, [asdict(o) for o in found]]) + "\n")
+
+    left = [task for task in tasks if task not in results]
+    results |= survey(left, given.samples, given.jobs, given.limit, tell)
     for dtype in given.dtypes:
         print(dtype, dict(collections.Counter(by_operator(results, dtype).values())))
     print(_missing(results), f"\n{time.monotonic() - started:.0f} s")
@@ -479,6 +493,15 @@ def main() -> None:
         given.json.write_text(json.dumps(record, indent=1) + "\n")
     if given.markdown:
         given.markdown.write_text(markdown(results, given.dtypes, given.samples))
+
+
+def read_log(path: Path) -> Results:
+    """What `--log` wrote."""
+    found = Results()
+    for line in path.read_text().splitlines():
+        name, dtype, outcomes = json.loads(line)
+        found[name, dtype] = [Outcome(**o) for o in outcomes]
+    return found
 
 
 def _missing(results: Results) -> str:

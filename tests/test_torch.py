@@ -141,3 +141,61 @@ def test_without_strict_pytorch_runs_the_rest() -> None:
 def test_an_unknown_option_is_refused() -> None:
     with pytest.raises(Exception, match="no option `speed`"):
         compiled(lambda x: x + 1, speed=1)(normal(3))
+
+
+SQUARE = "kernel kir_test_square[N](x: f32[N]) -> (y: f32[N]) { y[i: N] = x[i] * x[i] }"
+SLOPE = """kernel slope[N](x: f32[N], d_y: f32[N]) -> (d_x: f32[N]) {
+  d_x[i: N] = 2.0 * x[i] * d_y[i]
+}"""
+
+
+def test_a_kernel_is_an_operator() -> None:
+    """Eager, autograd, fake tensors and torch.compile; torch's own checks of an operator."""
+    from kir.frontends.torch import load_op
+
+    square = load_op(SQUARE, backward=SLOPE)
+    x = normal(5).requires_grad_()
+    torch.library.opcheck(torch.ops.kir.kir_test_square, (x,))
+    torch.compile(lambda v: square(v) + 1, backend="eager", fullgraph=True)(x).sum().backward()
+    torch.testing.assert_close(x.grad, 2 * x.detach())
+    with pytest.raises(Exception, match="float64, and the kernel takes f32"):
+        square(normal(5).double())
+
+
+def test_a_backward_kernel_is_named_by_the_first() -> None:
+    from kir.errors import UsageError
+    from kir.frontends.torch import load_op
+
+    other = "kernel b[N](z: f32[N]) -> (d_x: f32[N]) { d_x[i: N] = z[i] }"
+    with pytest.raises(UsageError, match="takes `z`, which is neither input nor output"):
+        load_op(SQUARE.replace("square", "other"), backward=other)
+
+
+def test_explain_says_who_runs_what() -> None:
+    from kir.frontends.torch import explain
+
+    found = explain(lambda x: torch.linalg.inv(x * 2).exp(), normal(3, 3))
+    assert found.compiled == {"mul.Tensor": 1, "exp.default": 1}
+    assert any("linalg_inv" in why and "float32" in why for why in found.eager)
+    assert "PyTorch: KIR does not compile" in str(found)
+
+
+def test_random_numbers_follow_the_seed() -> None:
+    """Eager's distribution, not its numbers; other numbers at each call."""
+    f = compiled(lambda x: F.dropout(x, 0.25, True))
+    x = torch.ones(64, 64)
+    torch.manual_seed(3)
+    first, second = f(x), f(x)
+    torch.manual_seed(3)
+    assert torch.equal(f(x), first) and not torch.equal(first, second)
+    assert set(first.unique().tolist()) == {0.0, 1 / 0.75}
+    assert abs(float((first == 0).float().mean()) - 0.25) < 0.03
+
+
+def test_a_window_does_not_read_what_a_slice_leaves_out() -> None:
+    check(lambda x: F.pad(x[1:-1], (0, 0, 1, 1)), normal(5, 3))
+    check(lambda x: F.avg_pool2d(x[:, :, 1:], 3, 1, 1), normal(1, 2, 5, 4))
+
+
+def test_an_argmax_over_one_element_is_0() -> None:
+    check(lambda x: (x.argmax(1), x.max(1).indices), normal(4, 1))

@@ -15,7 +15,15 @@ from torch._functorch.aot_autograd import make_boxed_func
 
 import kir
 from kir.errors import UnsupportedError, UsageError
-from kir.frontends.torch.lower import Lowered, Place, Result, has_row, is_supported, lower
+from kir.frontends.torch.lower import (
+    Lowered,
+    Place,
+    Result,
+    as_array,
+    has_row,
+    is_supported,
+    lower,
+)
 
 NDArray = np.ndarray[Any, Any]
 _log = logging.getLogger("kir.torch")
@@ -53,11 +61,15 @@ def backend(
     def compiler(graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Any:
         return make_boxed_func(compiled(graph, chosen))
 
-    table = {op: f for op, f in decomposition_table.items() if not has_row(op)}
-    made: Callable[..., Any] = aot_autograd(fw_compiler=compiler, decompositions=table)(
+    made: Callable[..., Any] = aot_autograd(fw_compiler=compiler, decompositions=decompositions())(
         module, inputs
     )
     return made
+
+
+def decompositions() -> dict[Any, Any]:
+    """How torch takes apart what the tables have no row for."""
+    return {op: f for op, f in decomposition_table.items() if not has_row(op)}
 
 
 def compiled(module: torch.fx.GraphModule, options: Options) -> Callable[..., Any]:
@@ -138,9 +150,5 @@ def _array(tensor: torch.Tensor, place: Place) -> NDArray:
 
 
 def _numpy(memory: torch.Tensor, place: Place) -> NDArray:
-    array: NDArray
-    if memory.dtype == torch.bfloat16:
-        array = memory.view(torch.int16).numpy().view(place.meta.dtype.numpy)
-    else:
-        array = memory.numpy()
+    array: NDArray = as_array(memory)
     return array.reshape(place.array)

@@ -159,6 +159,13 @@ def name_of(node: torch.fx.Node) -> str:
     return getattr(node.target, "__name__", str(node.target))
 
 
+def as_array(memory: torch.Tensor) -> Any:
+    """The NumPy array of a contiguous tensor's memory, in the dtype that KIR has for it."""
+    if memory.dtype == torch.bfloat16:
+        return memory.view(torch.int16).numpy().view(dtype_of(memory.dtype).numpy)
+    return memory.numpy()
+
+
 def has_row(operator: Any) -> bool:
     """Whether the tables have a row for an ATen operator: torch need not take it apart."""
     name = str(operator).removeprefix("aten.")
@@ -316,7 +323,7 @@ def _operator(low: Lowering, node: torch.fx.Node, values: Mapping[torch.fx.Node,
         else:
             raise UnsupportedError(f"KIR does not compile `aten.{name}`")
     except UnsupportedError as error:
-        raise _located(error, node) from None
+        raise located(error, node) from None
     if isinstance(made, Value):
         users = len(node.users)
         big = made.size > (LARGEST if users < 2 else SHARED)
@@ -325,7 +332,7 @@ def _operator(low: Lowering, node: torch.fx.Node, values: Mapping[torch.fx.Node,
     return made
 
 
-def _located(error: UnsupportedError, node: torch.fx.Node) -> UnsupportedError:
+def located(error: UnsupportedError, node: torch.fx.Node) -> UnsupportedError:
     """With the dtypes of the operands and the line of the model."""
     dtypes = [
         str(a.meta["val"].dtype).removeprefix("torch.")
