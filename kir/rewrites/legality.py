@@ -8,7 +8,7 @@ it cannot prove is put to `kir.analysis`, which is exact on affine indices and m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -36,6 +36,7 @@ from kir.rewrites.base import (
     Effect,
     buffers_of,
     edit_block,
+    find_loop,
     loops_of,
     path_to,
     refuse,
@@ -166,6 +167,24 @@ def parallel_conflict(kernel: Kernel, loop: Loop) -> str | None:
     from kir.analysis import parallel  # integer sets: not needed by most rewrites
 
     return parallel(kernel, loop).reason
+
+
+def check_around(before: Kernel, after: Kernel, node: Stmt, reads: Collection[str]) -> None:
+    """RewriteError where, in `after`, a grid or tile around what replaced `node` carries a
+    dependence by elements of `reads`, now read in iterations that a condition excluded."""
+    for loop in path_to(before.body, node) or ():
+        if not isinstance(loop, Loop) or loop.kind not in ("grid", "tile"):
+            continue
+        if not any(a.op != "read" and a.tensor in reads for a in accesses(loop.body)):
+            continue
+        found = parallel_conflict(after, find_loop(after, loop.axis.name))
+        if found:
+            refuse(
+                before,
+                f"it would be computed in iterations of the {loop.kind} `{loop.axis.name}` that "
+                f"must not wait for one another: {found}",
+                node=loop,
+            )
 
 
 def fusion_conflict(kernel: Kernel, first: Loop, second: Loop) -> str | None:

@@ -33,6 +33,7 @@ from kir.rewrites.base import (
     replace_stmt,
     statements,
 )
+from kir.rewrites.legality import check_around
 from kir.rewrites.places import (
     Place,
     find_place,
@@ -136,7 +137,10 @@ class Hoist(Rewrite):
                 node=place.expr,
             )
         alone = replace_at(replace(kernel, body=(outermost,)), place, read)
-        return replace_stmt(kernel, outermost, (*ahead, *alone.body))
+        made = replace_stmt(kernel, outermost, (*ahead, *alone.body))
+        reads = {n.tensor for n in walk(place.expr) if isinstance(n, Read)}
+        check_around(kernel, made, outermost, reads)
+        return made
 
     @classmethod
     def candidates(cls, kernel: Kernel) -> Iterator[Move]:

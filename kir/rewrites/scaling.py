@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from kir.dtypes import DType
 from kir.ir import Cast, Const, Expr, Node, Op, Read, walk
-from kir.ops import op
+from kir.ops import identity, op
 
 Refuse = Callable[[str, Node], NoReturn]
 FUNCTIONS = ("exp", "exp2")
@@ -193,7 +193,7 @@ class Scaling:
         inner = self._value(e)
         if inner is not None:
             return self.of(inner)
-        return Scale(powers=frozenset({(e.tensor, 1)})), Const(1.0, e.type)
+        return Scale(powers=frozenset({(e.tensor, 1)})), identity("mul", e.type)
 
     def _value(self, e: Read) -> Expr | None:
         """What a read of something that was computed from scalars stands for."""
