@@ -16,6 +16,7 @@ import signal
 import statistics
 import struct
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -115,6 +116,7 @@ def guard(handler: Handler, folder: Path, server: int) -> int:
     for target, source in ((0, nothing), (1, log), (2, log)):
         os.dup2(source, target)
     os.environ |= {"HOME": str(folder), "TMPDIR": str(folder)}
+    tempfile.tempdir = None  # the server's, which was looked up before
     request: Request = json.loads(Path(REQUEST).read_text(encoding="utf-8"))
     sandbox.limit(request["limits"])
     if not sandbox.enter_namespaces():

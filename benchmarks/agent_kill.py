@@ -44,7 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--most", type=float, default=15.0, help="seconds before a kill at most")
+    parser.add_argument("--most", type=float, default=20.0, help="seconds before a kill at most")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     random = Random(given.seed)
