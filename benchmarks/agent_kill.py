@@ -1,8 +1,8 @@
 """Searches killed at random moments, by hand: `python -m benchmarks.agent_kill --kills 50`.
 
-A search with two workers is started, killed with SIGKILL after a random time, and started again
-with --resume, over and over on one store. Nothing that was evaluated may be lost or change; the
-database must stay whole; the last start must end in good order.
+A search with two workers is started, killed with SIGKILL a random time after it claimed something,
+and started again with --resume, over and over on one store. Nothing that was evaluated may be lost
+or change; the database must stay whole; the last start must end in good order.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--most", type=float, default=20.0, help="seconds before a kill at most")
+    parser.add_argument(
+        "--most", type=float, default=5.0, help="seconds of work before a kill at most"
+    )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     random = Random(given.seed)
@@ -55,7 +57,10 @@ def main() -> int:
     begun = time.monotonic()
     for kill in range(given.kills):
         child = start(url, 100_000, resume=place.exists() and has_run(place))
-        time.sleep(random.uniform(2.0, given.most))
+        deadline, before = time.monotonic() + 120, entered(place)
+        while entered(place) == before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(random.uniform(0.0, given.most))
         child.send_signal(signal.SIGKILL)
         child.wait()
         if not place.exists() or not has_run(place):
@@ -86,6 +91,15 @@ def main() -> int:
     if given.json:
         given.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return 1 if problems else 0
+
+
+def entered(place: Path) -> int:
+    """How many variants were claimed."""
+    if not place.exists() or not has_run(place):
+        return 0
+    with sqlite3.connect(place) as database:
+        (count,) = database.execute("select count(*) from kir_nodes").fetchone()
+    return int(count)
 
 
 def has_run(place: Path) -> bool:
