@@ -13,7 +13,7 @@ FLOAT32 = [
     "masked_scatter", "mode", "nextafter", "scatter_reduce.mean", "searchsorted", "slice_scatter",
     "sort", "std", "topk", "tril", "unfold", "nn.functional.adaptive_max_pool2d",
     "nn.functional.avg_pool3d", "nn.functional.conv_transpose2d", "nn.functional.cross_entropy",
-    "nn.functional.interpolate.bilinear", "nn.functional.max_pool2d",
+    "nn.functional.group_norm", "nn.functional.interpolate.bilinear", "nn.functional.max_pool2d",
     "nn.functional.pad.reflect",
 ]  # fmt: skip
 OTHERS = [

@@ -244,7 +244,7 @@ def as_strided(
         e: Expr = Const(offset or 0, DTYPES["i64"])
         for d, i, s in zip(dims, indices, strides, strict=True):
             e = op("add", e, op("mul", d.joined(i), Const(s, DTYPES["i64"])))
-        return flat.at([(e,) if whole.size > 1 else ()])
+        return flat.at([(e,) if whole.factors else ()])
 
     return flat.seen(dims, at)
 
