@@ -24,7 +24,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(
-    ("dtype", "name"), [("float32", name) for name in FLOAT32] + OTHERS, ids="-".join
+    ("dtype", "name"), [("float32", name) for name in FLOAT32] + OTHERS, ids=str
 )
 def test_it_is_as_eager(dtype: str, name: str) -> None:
     from benchmarks.opinfo import examine, operators
