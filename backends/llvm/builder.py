@@ -61,12 +61,14 @@ def round_to_single(value: float) -> float:
 
 
 def bits_of(ty: str) -> int:
-    return {"float": 32, "double": 64, "half": 16, "ptr": 64}.get(ty) or int(ty[1:])
+    return {"float": 32, "double": 64, "half": 16, "bfloat": 16, "ptr": 64}.get(ty) or int(ty[1:])
 
 
 def suffix(ty: str, lanes: int) -> str:
     """How LLVM spells a type in an overloaded intrinsic's name: `v8f32`, `i64`, `p0`."""
-    short = {"float": "f32", "double": "f64", "half": "f16", "ptr": "p0"}.get(ty, ty)
+    short = {"float": "f32", "double": "f64", "half": "f16", "bfloat": "bf16", "ptr": "p0"}.get(
+        ty, ty
+    )
     return f"v{lanes}{short}" if lanes else short
 
 
