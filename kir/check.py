@@ -35,7 +35,7 @@ from kir.errors import (
     UnwrittenError,
 )
 from kir.graphs import shape_errors
-from kir.ir import Axis, Buffer, Const, Define, Expr, Kernel, Module
+from kir.ir import Axis, Buffer, Const, Define, Expr, Kernel, Module, const
 
 SPECIALISE = (
     "the sets know products with constants only: make the dim a compile-time parameter "
@@ -221,6 +221,8 @@ def coverage(model: Model, report: Report) -> Iterator[KirError]:
     for decl in model.decls:
         if decl.role != "output" or _defined_whole(model, decl):
             continue
+        if any(model.prepare(e) == const(0) for e in decl.shape):
+            continue  # it has no elements
         stores = [a for a in model.accesses if a.decl is decl and a.kind == "write"]
         if not stores:
             yield UnwrittenError(
