@@ -81,6 +81,31 @@ class GPT(nn.Module):  # type: ignore[misc]
         return self.head(self.end(x + self.mlp(self.b(x))))
 
 
+class Recurrent(nn.Module):  # type: ignore[misc]
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(8, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.layer(x)[0][:, -1])
+
+
+class ViT(nn.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.start = nn.Parameter(torch.randn(1, 1, 16))
+        self.places = nn.Parameter(torch.randn(1, 5, 16))
+        self.block = nn.TransformerEncoderLayer(16, 2, 32, 0.0, "gelu", batch_first=True,
+                                                norm_first=True)  # fmt: skip
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Any) -> Any:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.start.expand(len(x), -1, -1), x], 1) + self.places
+        return self.head(self.block(x)[:, 0])
+
+
 def images(*shape: int) -> Any:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
@@ -109,6 +134,9 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: images(2, 3, 8, 8),
     ),
     "unet": (UNet, lambda: images(1, 1, 8, 8)),
+    "lstm": (lambda: Recurrent(nn.LSTM(5, 8, batch_first=True)), lambda: images(2, 3, 5)),
+    "gru": (lambda: Recurrent(nn.GRU(5, 8, batch_first=True)), lambda: images(2, 3, 5)),
+    "vit": (ViT, lambda: images(2, 3, 8, 8)),
     "minGPT": (GPT, lambda: torch.arange(14).view(2, 7) % 17),
 }  # fmt: skip
 

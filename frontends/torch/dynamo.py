@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo.config
 from torch._decomp import decomposition_table
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kir
 from kir.errors import UnsupportedError, UsageError
@@ -28,6 +31,10 @@ from kir.frontends.torch.lower import (
 NDArray = np.ndarray[Any, Any]
 _log = logging.getLogger("kir.torch")
 OPTIONS = ("target", "strict", "threads")
+
+# Dynamo leaves recurrent layers to eager unless told otherwise, and does not say so. This module
+# is imported when someone asks for the backend, before anything of theirs is captured.
+torch._dynamo.config.allow_rnn = True
 
 
 @dataclass(frozen=True)
@@ -61,10 +68,23 @@ def backend(
     def compiler(graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Any:
         return make_boxed_func(compiled(graph, chosen))
 
-    made: Callable[..., Any] = aot_autograd(fw_compiler=compiler, decompositions=decompositions())(
-        module, inputs
-    )
+    with _taken_apart():
+        traced = aot_autograd(fw_compiler=compiler, decompositions=decompositions())
+        made: Callable[..., Any] = traced(module, inputs)
     return made
+
+
+@contextmanager
+def _taken_apart() -> Iterator[None]:
+    """While a graph is traced PyTorch chooses none of its own fused kernels, forward or backward:
+    attention and recurrent layers are seen as what they compute."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 def decompositions() -> dict[Any, Any]:
