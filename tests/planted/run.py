@@ -92,6 +92,7 @@ def probe(
         ",".join(corpora),
         str(seconds),
         str(seed),
+        first,
     ]
     env = {
         **os.environ,
