@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,18 @@ from kir.fuzz.cases import CRASHES
 from kir.fuzz.derivations import Variant, extended, is_spec
 from kir.fuzz.judge import Prepared, judge_ring, judge_target, judge_value, load, prepare
 from kir.fuzz.session import Session
-from kir.ir import Axis, Define, Dim, Kernel, Param, Read, Step, Var
+from kir.ir import (
+    ARG_REDUCTIONS,
+    REDUCTIONS,
+    Axis,
+    Define,
+    Dim,
+    Kernel,
+    Param,
+    Read,
+    Step,
+    Var,
+)
 from kir.ops import OPS, op, result_dtype
 from kir.pipeline import Target, choose_steps, expand
 from kir.specialise import bind_defaults, specialise
@@ -196,25 +208,50 @@ def _with_parameters(kernel: Kernel) -> Kernel:
 
 
 def operators(target: str) -> Programs:
-    """Each op on each dtype that it takes, and each cast, alone in a kernel."""
+    """Each op and each reduction on each dtype that it takes, and each cast, alone in a kernel."""
 
     def programs(first: str) -> Iterator[Program]:
-        for name in sorted(OPS, key=lambda n: not (first and n.startswith(first))):
-            for dtype in DTYPES.values():
-                kernel = _operator(name, dtype)
-                if kernel is not None:
-                    steps = choose_steps(kernel, Target(target))
-                    yield Program(f"{name} {dtype}", kernel, steps, target)
-        for source in DTYPES.values():
-            for dtype in DTYPES.values():
-                head = f"kernel one[N](x: {source}[N]) -> (y: {dtype}[N])"
-                text = f"{head} {{ y[i: N] = {dtype}(x[i]) }}"
-                (kernel,) = parse(text).kernels().values()
-                yield Program(
-                    f"{source} to {dtype}", kernel, choose_steps(kernel, Target(target)), target
-                )
+        for title in sorted(SINGLE, key=lambda n: not (first and n.startswith(first))):
+            kernel = SINGLE[title]()
+            if kernel is not None:
+                yield Program(title, kernel, choose_steps(kernel, Target(target)), target)
 
     return programs
+
+
+def _singles() -> dict[str, Callable[[], Kernel | None]]:
+    """How to make each kernel of `operators`, by title; only what is looked at is made."""
+    made: dict[str, Callable[[], Kernel | None]] = {}
+    for name in OPS:
+        for dtype in DTYPES.values():
+            made[f"{name} {dtype}"] = partial(_operator, name, dtype)
+    for name in (*REDUCTIONS, *ARG_REDUCTIONS):
+        for dtype in DTYPES.values():
+            made[f"reduce {name} {dtype}"] = partial(_reduction, name, dtype)
+    for source in DTYPES.values():
+        for to in DTYPES.values():
+            made[f"{source} to {to}"] = partial(
+                _parsed,
+                f"kernel one[N](x: {source}[N]) -> (y: {to}[N]) {{ y[i: N] = {to}(x[i]) }}",
+            )
+    return made
+
+
+def _parsed(text: str) -> Kernel:
+    (kernel,) = parse(text).kernels().values()
+    return kernel
+
+
+def _reduction(name: str, dtype: DType) -> Kernel | None:
+    made = "i64" if name in ARG_REDUCTIONS else dtype
+    head = f"kernel one[M, N](x: {dtype}[M, N]) -> (y: {made}[M])"
+    text = f"{head} {{ y[i: M] = {name}(j: N) x[i, j] }}"
+    try:
+        kernel = _parsed(text)
+        check_kernel(kernel)
+    except KirError:
+        return None  # not for this dtype
+    return kernel
 
 
 def _operator(name: str, dtype: DType) -> Kernel | None:
@@ -237,6 +274,7 @@ def _operator(name: str, dtype: DType) -> Kernel | None:
     return Kernel("one", (Dim("N"),), inputs, (Param("y", made, (n,)),), (), body)
 
 
+SINGLE = _singles()
 CORPORA: dict[str, Programs] = {
     "rewrites": rewrites,
     "papers": papers,
