@@ -23,6 +23,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import description
 from kir.agent.graph.policy import POLICIES
 from kir.agent.store import Store
 from kir.agent.tune import provenance, tune
@@ -129,7 +130,8 @@ def main() -> int:
                                "most": max(found)}  # fmt: skip
     print(json.dumps(summary, indent=2))
     if given.json:
-        record = {"what": given.what, "budget": given.budget, "machine": provenance(),
+        machine = {**provenance(), **description()}
+        record = {"what": given.what, "budget": given.budget, "machine": machine,
                   "summary": summary, "rows": rows}  # fmt: skip
         given.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return 0

@@ -17,6 +17,7 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
+from benchmarks.machine import description
 from kir.agent.evaluate import ChildEvaluator, Limits, Problem
 from kir.agent.sandbox import available
 from kir.agent.variant import derivation_text
@@ -125,6 +126,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     random = Random(given.seed)
+    machine = description()
     before = leftovers(set())
     print(available().text(), "in", tempfile.gettempdir())
     started = time.monotonic()
@@ -134,6 +136,7 @@ def main() -> int:
     record = {
         "count": given.count,
         "seed": given.seed,
+        "machine": machine,
         "confinement": available().text(),
         "seconds": round(time.monotonic() - started, 1),
         "deeds": dict(sorted(seen.items())),

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from random import Random
 
+from benchmarks.machine import description
 from kir.agent.store import NodeRow, Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +51,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     random = Random(given.seed)
+    machine = description()
     place = Path(tempfile.mkdtemp(prefix="kir-kill-")) / "t.db"
     url = f"sqlite:///{place}"
     known: dict[int, NodeRow] = {}
@@ -83,6 +85,7 @@ def main() -> int:
     record = {
         "kills": given.kills,
         "seed": given.seed,
+        "machine": machine,
         "evaluated": len(after),
         "seconds": round(time.monotonic() - begun, 1),
         "problems": problems,
