@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch._prims_common import elementwise_dtypes
 
 from kir.dtypes import DTYPES, DType, bool_
 from kir.errors import DTypeError, UnsupportedError
+from kir.frontends.torch.bessels import BESSELS
 from kir.frontends.torch.convolutions import CONVOLUTIONS
 from kir.frontends.torch.dims import Dim, Index, View, unify
 from kir.frontends.torch.gathers import GATHERS
@@ -24,6 +26,8 @@ from kir.frontends.torch.orders import ORDERS
 from kir.frontends.torch.prims import PRIM_POINTWISE, PRIMS
 from kir.frontends.torch.randoms import RANDOMS
 from kir.frontends.torch.scatters import SCATTERS
+from kir.frontends.torch.sharing import shared
+from kir.frontends.torch.specials import SPECIALS
 from kir.frontends.torch.structural import STRUCTURAL as PLAIN
 from kir.frontends.torch.table import POINTWISE as TABLE
 from kir.frontends.torch.table import Pointwise, Structural
@@ -51,6 +55,7 @@ from kir.ir import (
     Param,
     Read,
     Stmt,
+    Var,
     const,
     walk,
 )
@@ -58,6 +63,7 @@ from kir.ir import (
 POINTWISE: dict[str, Pointwise] = {**TABLE, **PRIM_POINTWISE}
 STRUCTURAL: dict[str, Structural] = {
     **PLAIN, **WINDOWS, **CONVOLUTIONS, **GATHERS, **SCATTERS, **ORDERS, **RANDOMS, **PRIMS,
+    **SPECIALS, **BESSELS,
 }  # fmt: skip
 SEED = "seed"
 LARGEST = 48
@@ -74,6 +80,9 @@ VIEWS = frozenset((
 """Operators that move no data: of outputs, torch takes them itself."""
 MOST_DEFINITIONS = 24
 """Of a kernel: planning takes longer than in proportion."""
+
+TORCH_FILES = f'File "{Path(torch.__file__).parent}'
+"""How the line of a trace begins that is PyTorch's own: the user's is told instead."""
 
 KIR_DTYPES: dict[torch.dtype, DType] = {
     torch.float64: DTYPES["f64"], torch.float32: DTYPES["f32"], torch.float16: DTYPES["f16"],
@@ -243,8 +252,11 @@ class Lowering:
         return Read(SEED, (), DTYPES["u64"]), first
 
 
-def lower(graph: torch.fx.Graph) -> Lowered:
-    """UnsupportedError for an operator or a dtype that has no row, naming both and the line of
+def lower(graph: torch.fx.Graph, plain: bool = False) -> Lowered:
+    """`plain`, for people: inputs and outputs have the shapes of their tensors, in their order, and
+    every output is stored, also one that views another or is an input.
+
+    UnsupportedError for an operator or a dtype that has no row, naming both and the line of
     the model that they come from."""
     low = Lowering()
     values: dict[torch.fx.Node, Any] = {}
@@ -253,10 +265,10 @@ def lower(graph: torch.fx.Graph) -> Lowered:
     for node in sorted(graph.nodes, key=lambda n: (n.op == "get_attr" and 1) or (
         0 if n.op == "placeholder" else 2)):  # fmt: skip
         if node.op == "placeholder":
-            values[node] = _placeholder(low, node.meta["val"], arguments)
+            values[node] = _placeholder(low, node.meta["val"], arguments, plain)
         elif node.op == "get_attr":
             constant = _attribute(graph, node)
-            values[node] = _placeholder(low, constant, arguments)
+            values[node] = _placeholder(low, constant, arguments, plain)
             constants.append(constant)
         elif node.op == "call_function":
             values[node] = _operator(low, node, values)
@@ -265,21 +277,27 @@ def lower(graph: torch.fx.Graph) -> Lowered:
     (outputs,) = next(n for n in reversed(graph.nodes) if n.op == "output").args
     listed = [outputs] if isinstance(outputs, torch.fx.Node) else list(outputs)
     try:
-        made = _Assembly(low, arguments).run(listed, values)
+        made = _Assembly(low, arguments, plain).run(listed, values)
         return replace(made, constants=tuple(constants))
     except DTypeError as error:  # of an op that KIR has for other dtypes only
         raise UnsupportedError(error.message) from None
 
 
-def _placeholder(low: Lowering, example: Any, arguments: list[tuple[str, Meta, Value]]) -> Any:
+def _placeholder(
+    low: Lowering, example: Any, arguments: list[tuple[str, Meta, Value]], plain: bool
+) -> Any:
     if not isinstance(example, torch.Tensor):
         return int(example)
     meta, name = meta_of(example), f"x{len(arguments)}"
+    if plain:
+        meta = replace(meta, order=tuple(range(len(meta.shape))))
     ordered = fresh([meta.shape[d] for d in meta.order])
     back = {d: k for k, d in enumerate(meta.order)}
 
     def read(indices: Sequence[Index]) -> Expr:
         places = tuple(p for d in meta.order for p in indices[d])
+        if plain:
+            places = tuple(d.joined(i) for d, i in zip(ordered, indices, strict=True))
         return Read(name, places, meta.dtype)
 
     found = Value([ordered[back[d]] for d in range(len(ordered))], meta.dtype, read)
@@ -341,6 +359,7 @@ def located(error: UnsupportedError, node: torch.fx.Node) -> UnsupportedError:
     ]
     trace = (node.meta.get("stack_trace") or "").strip().splitlines()
     lines = [line.strip() for line in trace if line.strip().startswith("File ")]
+    lines = [line for line in lines if not line.startswith(TORCH_FILES)] or lines
     where = f", {lines[-1]}" if lines else ""
     return UnsupportedError(
         f"{error.message} (`aten.{name_of(node)}` of {', '.join(dtypes) or 'no tensors'}){where}",
@@ -423,8 +442,10 @@ class _Piece:
 class _Assembly:
     """Definitions into kernels, kernels into a graph."""
 
-    def __init__(self, low: Lowering, arguments: Sequence[tuple[str, Meta, Value]]) -> None:
-        self.low, self.arguments = low, arguments
+    def __init__(
+        self, low: Lowering, arguments: Sequence[tuple[str, Meta, Value]], plain: bool
+    ) -> None:
+        self.low, self.arguments, self.plain = low, arguments, plain
         self.definitions: list[_Piece] = []
         self.shapes: dict[str, tuple[DType, tuple[int, ...]]] = {}
         self.products: set[str] = set()
@@ -439,26 +460,34 @@ class _Assembly:
             if node is None:
                 results.append(None)
                 continue
-            root, views = _root(node)
+            root, views = (node, ()) if self.plain else _root(node)
             value = values[root]
             if not isinstance(value, Value):
                 raise UnsupportedError(f"an output is the number {value}, no tensor")
-            if id(value) in given:
+            if id(value) in given and not self.plain:
                 results.append(Result(True, given[id(value)], views))
             else:
                 results.append(Result(False, wanted.setdefault(root, len(wanted)), views))
         metas = [meta_of(node.meta["val"]) for node in wanted]
-        names = [self._name(k, values[n], m) for k, (n, m) in enumerate(zip(wanted, metas))]
         self._settle()
+        names: list[str] = []
+        for k, (node, meta) in enumerate(zip(wanted, metas, strict=True)):
+            name = self._name(k, values[node], meta)
+            names.append(f"y{k}" if name in names else name)
         for value in self.low.stored:
             self._define(value, tuple(range(len(value.dims))))
         for node, name, meta in zip(wanted, names, metas, strict=True):
             if name not in self.shapes:
-                self._define(values[node], meta.order, name)
+                if self.plain:
+                    self._define_plainly(values[node], name)
+                else:
+                    self._define(values[node], meta.order, name)
         places = [Place(n, self.shapes[n][1], m) for n, m in zip(names, metas, strict=True)]
         inputs = []
         for name, meta, value in self.arguments:
-            array = tuple(f for d in meta.order for f in value.dims[d].factors)
+            array = meta.shape
+            if not self.plain:
+                array = tuple(f for d in meta.order for f in value.dims[d].factors)
             self.shapes[name] = meta.dtype, array
             inputs.append(Place(name, array, meta))
         draws = self.low.drawn > 0
@@ -481,6 +510,8 @@ class _Assembly:
         if not meta.dense and 0 in meta.strides:
             raise UnsupportedError(f"an output of shape {meta.shape} overlaps itself")
         in_order = meta.order == tuple(range(len(meta.order)))
+        if self.plain:
+            in_order = all(d.factors == (d.size,) for d in value.dims)
         return value.stored if value.stored and in_order else f"y{k}"
 
     def _define(self, value: Value, order: Sequence[int], name: str | None = None) -> None:
@@ -504,6 +535,16 @@ class _Assembly:
         self.shapes[name] = value.dtype, shape
         self.definitions.append(_Piece(name, (Define(name, tuple(placed), element),)))
 
+    def _define_plainly(self, value: Value, name: str) -> None:
+        """In the shape of the tensor: an axis for each dim, be it cut or 1."""
+        axes = tuple(Axis(f"a{self.low.names.next()}", const(d.size)) for d in value.dims)
+        index: list[Index] = [
+            () if d.size == 1 else d.split(Var(a.name))
+            for d, a in zip(value.dims, axes, strict=True)
+        ]
+        self.shapes[name] = value.dtype, value.shape
+        self.definitions.append(_Piece(name, (Define(name, axes, value.at(index)),)))
+
     def _module(self, inputs: Sequence[str], outputs: Sequence[str]) -> Module:
         kept = _alive(self.definitions, outputs)
         groups = self._groups(kept)
@@ -518,7 +559,7 @@ class _Assembly:
             kernels.append(Kernel(name, (), self._params(reads), self._params(results), (), body))
             calls.append(Call(tuple(results), name, (), tuple(reads)))
         graph = Graph("main", (), self._params(inputs), self._params(outputs), (), tuple(calls))
-        return Module((*kernels, graph))
+        return shared(Module((*kernels, graph)))
 
     def _params(self, names: Sequence[str]) -> tuple[Param, ...]:
         return tuple(

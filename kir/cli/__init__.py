@@ -9,7 +9,18 @@ from types import TracebackType
 
 import typer
 
-from kir.cli import bench, build, fuzz, info, knowledge, rewrite, search, text, verify
+from kir.cli import (
+    bench,
+    build,
+    fuzz,
+    importing,
+    info,
+    knowledge,
+    rewrite,
+    search,
+    text,
+    verify,
+)
 from kir.errors import KirError
 
 app = typer.Typer(
@@ -20,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (text, rewrite, build, bench, verify, fuzz, search, knowledge, info):
+for module in (text, rewrite, build, bench, verify, fuzz, search, knowledge, importing, info):
     module.register(app)
 
 

@@ -168,6 +168,9 @@ def run(
     inputs: Annotated[
         list[str] | None, typer.Option("--input", "-i", help="name=file.npy; else random")
     ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="a .safetensors file of inputs by their names")
+    ] = None,
     save: Annotated[Path | None, typer.Option("--save", help="folder for outputs, as .npy")] = None,
     seed: Annotated[int, typer.Option(help="of the random inputs")] = 0,
     repeat: Annotated[int, typer.Option(min=1, max=10000, help="timed runs")] = 5,
@@ -183,7 +186,7 @@ def run(
 
     source, module = read_module(file)
     item = choose(module, kernel)
-    given = _read_arrays(inputs or [], item)
+    given = {**_read_weights(weights, item), **_read_arrays(inputs or [], item)}
     dims = parse_shape(shape)
     if len(given) < len(item.inputs):
         dims = complete_shape(item, dims, 256) if not given else dims
@@ -257,6 +260,27 @@ def _read_arrays(specs: list[str], item: Kernel | Graph) -> dict[str, Any]:
         if array.dtype != wanted:
             raise InputDataError(f"{path} is {array.dtype}, and `{name}` is {params[name].type}")
         arrays[name] = np.ascontiguousarray(array)
+    return arrays
+
+
+def _read_weights(path: Path | None, item: Kernel | Graph) -> dict[str, Any]:
+    """InputDataError for a tensor that is no input, or of another dtype."""
+    if path is None:
+        return {}
+    from kir.tensors import read
+
+    params = {p.name: p for p in item.inputs}
+    arrays = read(path)
+    for name, array in arrays.items():
+        if name not in params:
+            raise InputDataError(
+                f"`{name}` of {path} is no input of `{item.name}`",
+                hint="weights are named like inputs, as `kir import` names them",
+            )
+        if array.dtype != params[name].type.numpy:
+            raise InputDataError(
+                f"`{name}` of {path} is {array.dtype}, and the input is {params[name].type}"
+            )
     return arrays
 
 
