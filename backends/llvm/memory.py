@@ -235,11 +235,12 @@ class Accesses:
             return self._load_strided(t, e.indices)
         place = self.address(t, e.indices)
         if self.scope.ahead and t.outer and place.kind == "row":
-            self._prefetch(t, e, place.pointer)
+            self.prefetch(t, e, place.pointer, self.lanes * t.type.bytes)
         return self.load(t, place, self.scope.mask)
 
-    def _prefetch(self, t: Tensor, e: Read, pointer: V) -> None:
-        """Of the same element in the next iteration of the grid, where that is near enough."""
+    def prefetch(self, t: Tensor, e: Read, pointer: V, size: int) -> None:
+        """Of as many bytes at the same place in the next iteration of the grid, where that is near
+        enough."""
         b = self.b
         steps = [coefficient(i, self.scope.grid[-1]) for i in e.indices]
         if None in steps or not any(steps):
@@ -248,7 +249,7 @@ class Accesses:
         distance = b.op("mul", self._horner(t, zeros), integer(t.type.bytes))
         near = b.icmp("ule", distance, integer(self.scope.ahead))
         distance = b.select(near, distance, integer(0))
-        for offset in range(0, self.lanes * t.type.bytes, LINE):
+        for offset in range(0, size, LINE):
             place = b.gep(pointer, "i8", b.op("add", distance, integer(offset)))
             kind = [integer(k, "i32") for k in (0, 2, 1)]  # a read, to the second level, of data
             b.call("llvm.prefetch.p0", "void", 0, place, *kind)

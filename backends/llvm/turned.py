@@ -93,6 +93,9 @@ def _block(code: Code, e: Read, lane: Loop, other: Loop) -> list[V]:
             b.gep(first, ty, b.op("mul nsw", stride, integer(row + k)))
             for k in range(min(SIDE, rows - row))
         ]
+        if access.scope.ahead and t.outer:
+            for p in starts:
+                access.prefetch(t, e, p, columns * t.type.bytes)
         for column in range(0, columns, SIDE):
             loaded = [b.load(b.gep(p, ty, integer(column)), ty, SIDE, t.type.bytes) for p in starts]
             loaded += [V("poison", ty, SIDE)] * (SIDE - len(loaded))

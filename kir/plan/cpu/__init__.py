@@ -91,7 +91,7 @@ def _schedule(draft: Draft, name: str, chip: Chip, windowed: bool) -> None:
     if not prefix:
         inner_loops(draft, totals(draft, nest, chip), lanes)
     elif not any(isinstance(s, Loop | If) for s in draft.loop(prefix[-1]).body):
-        elementwise(draft, prefix, lanes * REGISTERS)
+        elementwise(draft, prefix, lanes * REGISTERS, chip)
     elif columns(draft, prefix, chip) or (windowed and windows(draft, nest, chip)):
         return
     elif lanes_outside(draft, prefix[-1]):

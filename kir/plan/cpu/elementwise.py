@@ -4,8 +4,11 @@ axes, which whole lines of the cache fill, in blocks that the second cache holds
 
 from __future__ import annotations
 
-from kir.ir import Define, Op, Read, Store, Var, walk
+from math import prod
+
+from kir.ir import Const, Define, Op, Read, Store, Var, walk
 from kir.plan.common import HEAVY, Draft, constant_extent, contiguous_score
+from kir.plan.cpu.chip import Chip
 from kir.plan.cpu.loops import spread, tile
 from kir.rewrites.base import buffers_of, var_names
 from kir.simplify import linear
@@ -16,6 +19,8 @@ GRAIN = 1 << 12
 """Elements that such an iteration takes at least: finding its indices takes divisions."""
 LINE = 64
 """Bytes of a line of the cache."""
+PAGE = 4096
+"""Bytes after which addresses fall on the same lines of the first cache again."""
 SIDES = (32, 8)
 """Elements of a transposition's tile, at most: along the axis that is contiguous in the output, and
 the other one."""
@@ -37,9 +42,9 @@ def cheaper(draft: Draft) -> None:
                 draft.attempt("rule", s.name, law)
 
 
-def elementwise(draft: Draft, prefix: list[str], width: int) -> None:
+def elementwise(draft: Draft, prefix: list[str], width: int, chip: Chip) -> None:
     """Chunks of the contiguous axis form the grid, with the other axes."""
-    if _transposed(draft, prefix):
+    if _transposed(draft, prefix, chip):
         return
     best = max(prefix, key=lambda n: (contiguous_score(draft.loop(n)), prefix.index(n)))
     order = [n for n in _as_read(draft, prefix, best) if n != best] + [best]
@@ -94,8 +99,13 @@ def coarse(draft: Draft, outer: list[str], inside: int | None, grain: int) -> li
     return outer
 
 
-def _transposed(draft: Draft, prefix: list[str]) -> bool:
-    """Tiles of the axes along which the output and an operand are contiguous."""
+def _transposed(draft: Draft, prefix: list[str], chip: Chip) -> bool:
+    """Tiles of the axes along which the output and an operand are contiguous.
+
+    Within a block lines of the output that follow one another are stored one soon after another,
+    which memory likes. But where the operand's rows lie on the same lines of the first cache, those
+    would be gone before their second half is read: then all of a block's run of a row comes first.
+    """
     found = _axes(draft, prefix)
     if found is None:
         return False
@@ -112,15 +122,45 @@ def _transposed(draft: Draft, prefix: list[str]) -> bool:
             made[axis] += set(trial.loop_names()) - before
     (along_o, along_oo), (across_o, across_oo) = made[along], made[across]
     grid = [*others, along_oo, across_oo]
-    if not trial.attempt("reorder", (*grid, along_o, across_o, across, along)):
+    large, inside = _is_large(draft, chip), [along_o, across_o]
+    if large and not _aliased(draft, prefix, along, across):
+        inside.reverse()
+    if not trial.attempt("reorder", (*grid, *inside, across, along)):
         return False
     if not all(trial.attempt("bind", n, "tile") for n in (across, along)):
         return False
     spread(trial, grid)
+    if large:  # no prefetcher follows runs so short
+        trial.attempt("hint", inside[0], "ahead", 2)
     if trial.loop(grid[0]).kind != "grid":
         return False
     draft.adopt(trial)
     return True
+
+
+def _aliased(draft: Draft, prefix: list[str], along: str, across: str) -> bool:
+    """Whether a read that strides along the output's last axis does so by whole pages."""
+    shapes = {p.name: p.shape for p in draft.kernel.params}
+    shapes |= {b.name: b.shape for b in buffers_of(draft.kernel.body)}
+    for n in walk(draft.loop(prefix[0])):
+        if not isinstance(n, Read) or not n.indices or _last(n) != across:
+            continue
+        d = max((d for d, i in enumerate(n.indices) if along in var_names(i)), default=None)
+        inner = shapes[n.tensor][d + 1 :] if d is not None else ()
+        row = [int(e.value) for e in inner if isinstance(e, Const)]
+        if row and len(row) == len(inner) and prod(row) * n.dtype.bytes % PAGE == 0:
+            return True
+    return False
+
+
+def _is_large(draft: Draft, chip: Chip) -> bool:
+    """Whether inputs and outputs leave the second cache, or may."""
+    total = 0
+    for p in draft.kernel.params:
+        if not all(isinstance(e, Const) for e in p.shape):
+            return True
+        total += prod(int(e.value) for e in p.shape if isinstance(e, Const)) * p.type.bytes
+    return total > chip.l2
 
 
 def _axes(draft: Draft, prefix: list[str]) -> tuple[tuple[str, int], tuple[str, int]] | None:

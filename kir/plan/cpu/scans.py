@@ -13,7 +13,7 @@ from kir.ir import Loop, Read, Store, Var, walk
 from kir.plan.common import Draft, chain, constant_extent, is_parallel
 from kir.plan.cpu.chip import Chip
 from kir.plan.cpu.loops import spread
-from kir.rewrites.base import fresh, names_in
+from kir.rewrites.base import buffers_of, fresh, names_in
 from kir.rewrites.legality import carried
 
 CHAINS = 1
@@ -22,7 +22,10 @@ BLOCK = 32
 """Steps of the recurrence that are staged at a time: so few that a core turns one block while it
 walks the one before and stores the one before that; two tiles, or a line of 16-bit floats."""
 SIDE = 16
-"""Rows and columns of a tile that is turned in registers: a line of f32."""
+"""Rows and columns of a tile that is turned in registers, at the least."""
+LINE = 64
+"""Bytes of a line of the cache: what a tile stores side by side fills lines, so that they may
+bypass the cache."""
 
 
 def scans(draft: Draft, chip: Chip) -> None:
@@ -103,14 +106,22 @@ def _square(draft: Draft, rewrite: str, tensor: str, blocks: str, order: tuple[i
     before = set(draft.loop_names())
     draft.take(rewrite, tensor, blocks, "local", order=order)
     tiles = [n for n in draft.loop_names() if n not in before][-2:]
+    side = max(SIDE, LINE // _bytes_of(draft, tensor))
     if rewrite == "stage":
         tiles.reverse()  # the last one is to be contiguous in what is stored
     around: list[str] = []
     for name in tiles:
         before = set(draft.loop_names())
-        extent = constant_extent(draft, name) or SIDE
-        draft.take("split", name, min(SIDE, extent))
+        extent = constant_extent(draft, name) or side
+        draft.take("split", name, min(side, extent))
         around += set(draft.loop_names()) - before
     draft.take("reorder", (*around, *tiles))
     for name in tiles:
         draft.take("bind", name, "tile")
+
+
+def _bytes_of(draft: Draft, tensor: str) -> int:
+    kernel = draft.kernel
+    types = {p.name: p.type for p in kernel.params}
+    types |= {b.name: b.type for b in buffers_of(kernel.body)}
+    return types[tensor].bytes
