@@ -11,7 +11,7 @@ counts for a dtype when all samples that were tried pass. What a sample is held 
   eager in float64 than eager itself is. Operators that draw random numbers (`DRAWN`), or whose
   memory nobody wrote, are held to shapes and dtypes alone, and are counted apart;
 - work: the second call is profiled, and no ATen operator runs in it but those of `MOVES`;
-- time: samples run in child processes, which a limit ends.
+- time: samples run in child processes, which a limit of processor time ends.
 
 Samples are chosen without chance: some spread evenly over OpInfo's, then the first that has an
 empty tensor, the first whose tensors are broadcast, and the first again with gaps in its memory.
@@ -21,10 +21,15 @@ from __future__ import annotations
 
 import argparse
 import collections
+import faulthandler
 import json
+import math
 import multiprocessing
+import os
 import platform
 import re
+import resource
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -165,11 +170,14 @@ def _function(op: Any) -> Any:
     a graph, so torch's function itself."""
     import torch
 
-    if not DRAWN.search(op.name):
+    if not DRAWN.search(op.name) and op.name != "normal":
         return op.op
     found: Any = torch
     for part in op.name.split("."):
         found = getattr(found, part, None)
+    in_place = getattr(torch.Tensor, f"{op.name}_", None)
+    if in_place and (found is None or op.variant_test_name == "in_place"):
+        return lambda x, *args, **kwargs: in_place(x.clone(), *args, **kwargs)
     return found or op.op
 
 
@@ -233,7 +241,8 @@ def _exact(op: Any, sample: Any) -> list[Any] | None:
     args = _pytree.tree_map(wide, (_copied(sample.input), *_copied(sample.args)))
     kwargs = _pytree.tree_map(wide, _copied(sample.kwargs))
     try:
-        return _pytree.tree_leaves(op.op(*args, **kwargs))
+        leaves: list[Any] = _pytree.tree_leaves(op.op(*args, **kwargs))
+        return leaves
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return None
 
@@ -272,24 +281,34 @@ def _reason(error: BaseException) -> str:
 # --- in child processes ----------------------------------------------------------------------
 
 
-def _child(pipe: Connection, most: int) -> None:
+def _child(pipe: Connection, most: int, limit: float) -> None:
     import logging
 
     import torch
 
+    faulthandler.enable()
     logging.disable(logging.ERROR)
     torch.set_num_threads(1)
     torch._dynamo.config.recompile_limit = 1000
     table = operators()
     pipe.send(("ready", None))
+    unlimited = resource.getrlimit(resource.RLIMIT_CPU)[1]
     while (task := pipe.recv()) is not None:
         name, dtype = task
         try:
+            _limit(limit, unlimited)
             for outcome in examine(table[name], getattr(torch, dtype), most):
                 pipe.send(("sample", outcome))
+                _limit(limit, unlimited)
         except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
             pipe.send(("sample", Outcome(False, f"samples: {error}".split("\n")[0][:120])))
         pipe.send(("done", None))
+
+
+def _limit(seconds: float, hard: int) -> None:
+    """End this process after so much more processor time."""
+    used = time.process_time()
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used + seconds), hard))
 
 
 class _Worker:
@@ -304,23 +323,29 @@ class _Worker:
     def start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_child, args=(theirs, self.most), daemon=True)
+        self.process = context.Process(target=_child, args=(theirs, self.most, self.limit), daemon=True)
         self.process.start()
         theirs.close()
         self.is_ready, self.count = False, 0
         self.deadline = time.monotonic() + 120
 
     def restart(self) -> None:
+        if self.process.pid and self.process.is_alive() and self.task:
+            os.kill(self.process.pid, signal.SIGABRT)
+            time.sleep(1)
         self.process.kill()
         self.process.join()
         self.pipe.close()
         self.start()
 
     def give(self, task: tuple[str, str]) -> None:
-        self.task, self.deadline = task, time.monotonic() + self.limit
+        self.task, self.deadline = task, time.monotonic() + STILL * self.limit
         self.count += 1
         self.pipe.send(task)
 
+
+STILL = 4
+"""A sample that takes this many times its limit on the clock is stuck."""
 
 Results = dict[tuple[str, str], list[Outcome]]
 
@@ -352,20 +377,22 @@ def _serve(
         while worker.pipe.poll():
             kind, outcome = worker.pipe.recv()
             worker.is_ready = True
-            worker.deadline = time.monotonic() + limit
+            worker.deadline = time.monotonic() + STILL * limit
             if kind == "sample" and worker.task:
                 results.setdefault(worker.task, []).append(outcome)
             elif kind == "done" and worker.task:
                 _close(worker, results, tell)
         late = worker.task is not None and time.monotonic() > worker.deadline
-        why = "out of time" if late else ""
+        why = "no answer" if late else ""
     except (EOFError, ConnectionResetError):
-        why = "the process died"
+        worker.process.join()
+        ended = worker.process.exitcode == -signal.SIGXCPU
+        why = "out of time" if ended else f"the process died ({worker.process.exitcode})"
+    if why or (worker.count >= 60 and not worker.task):
+        worker.restart()
     if why and worker.task:
         results.setdefault(worker.task, []).append(Outcome(False, why))
         _close(worker, results, tell)
-    if why or worker.count >= 60:
-        worker.restart()
     if worker.is_ready and worker.task is None and left:
         worker.give(left.pop())
 
@@ -455,7 +482,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="parts of names")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--limit", type=float, default=60, help="seconds for a sample")
+    parser.add_argument("--limit", type=float, default=60, help="seconds of processor time for a sample")
     parser.add_argument("--log", type=Path, help="outcomes, a line each; what it has is not run")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)

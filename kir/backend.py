@@ -131,8 +131,15 @@ def targets() -> dict[tuple[str, str], str]:
 
 def get_backend(target: str, via: str | None = None) -> Backend:
     """The backend for a target; UsageError where there is none, MissingExtraError on import."""
-    table = targets()
-    rows = [key for key in table if key[0] == target and via in (None, key[1])]
+
+    def roads_of(known: dict[tuple[str, str], str]) -> list[tuple[str, str]]:
+        return [key for key in known if key[0] == target and via in (None, key[1])]
+
+    table = BUILTIN  # the first rows: entry points, which are slow to find, only add to them
+    rows = roads_of(table)
+    if not rows:
+        table = targets()
+        rows = roads_of(table)
     if not rows:
         known = ", ".join(dict.fromkeys(t for t, _ in table))
         roads = ", ".join(v for t, v in table if t == target)
