@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from kir.dtypes import DType
+from kir.dtypes import DTYPES, DType
 from kir.errors import EvaluationError, RewriteError, VerificationError
 from kir.generate import kernels
 from kir.inputs import index_bounds
@@ -61,10 +61,11 @@ __all__ = [
 Array = np.ndarray[Any, Any]
 Item = Kernel | Graph
 
-PROFILES = ("integers", "tame", "wide", "special", "shifted")
+PROFILES = ("integers", "tame", "wide", "special", "shifted", "ties")
 """`integers`: -2 to 2; `tame`: normal; `wide`: magnitudes over the dtype's range; `special`: NaN,
 infinities, signed zeros, subnormals, the greatest and least values among the others; `shifted`:
-normal around places where exp over- and underflows, which change along each row."""
+normal around places where exp over- and underflows, which change along each row; `ties`: on, or
+just beside, the middle between two neighbours of a narrower dtype."""
 SIZES = (0, 1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 31, 32, 33, 64, 65, 100, 127, 128, 129, 257)
 WORK = 1 << 17
 """Most points, the product of all dims, that a drawn example has."""
@@ -199,6 +200,8 @@ def make_array(dtype: DType, shape: tuple[int, ...], profile: str, rng: Any) -> 
         values = rng.standard_normal(shape)
         if profile == "shifted":
             values += _shifts(dtype, shape, rng)
+    elif profile == "ties":
+        values = _float_ties(dtype, shape, rng)
     else:
         values = _wide_floats(dtype, shape, rng)
     with np.errstate(all="ignore"):
@@ -217,9 +220,36 @@ def _integers(dtype: DType, shape: tuple[int, ...], profile: str, rng: Any) -> A
         edges = np.array([low, high, 0, 1, high - 1, low + 1], dtype.numpy)
         edge = rng.random(shape) < 0.2
         return np.asarray(np.where(edge, edges[rng.integers(0, len(edges), shape)], whole))
+    if profile == "ties":
+        return _integer_ties(dtype, shape, rng)
     reach = 2 if profile == "integers" else 100
     drawn = rng.integers(max(low, -reach), min(high, reach), shape, endpoint=True)
     return np.asarray(drawn).astype(dtype.numpy)
+
+
+def _ties(dtype: DType, bits: int, shape: tuple[int, ...], rng: Any) -> tuple[Array, Array]:
+    """Odd numbers with one bit more than a narrower float dtype holds, and how many bits: what
+    such a dtype rounds lies on the middle of two of its neighbours (`bits`: most that `dtype`
+    itself holds)."""
+    narrower = [d.mantissa for d in DTYPES.values() if d.is_float and d.mantissa + 2 <= bits]
+    mantissa = rng.choice(narrower or [1], shape)
+    return 2 * rng.integers(1 << (mantissa - 1), 1 << mantissa, shape) + 1, mantissa
+
+
+def _float_ties(dtype: DType, shape: tuple[int, ...], rng: Any) -> Array:
+    odd, mantissa = _ties(dtype, dtype.mantissa, shape, rng)
+    beside = rng.choice([-1.0, 0.0, 0.0, 1.0], shape) * 2.0 ** (1 - dtype.mantissa)
+    scale = np.exp2(rng.integers(-4, 5, shape)) * rng.choice([-1.0, 1.0], shape)
+    return np.asarray((odd * np.exp2(-mantissa) + beside) * scale)
+
+
+def _integer_ties(dtype: DType, shape: tuple[int, ...], rng: Any) -> Array:
+    low, high = dtype.limits()
+    bits = int(high).bit_length()
+    odd, mantissa = _ties(dtype, bits - 1, shape, rng)
+    room = rng.integers(0, np.maximum(bits - mantissa - 1, 1), shape)
+    values = (odd.astype(np.int64) << room) + rng.integers(-1, 2, shape)
+    return np.asarray(values * rng.choice([-1, 1] if low else [1], shape)).astype(dtype.numpy)
 
 
 def _shifts(dtype: DType, shape: tuple[int, ...], rng: Any) -> Array:

@@ -14,11 +14,12 @@ from kir.errors import EvaluationError
 from kir.generate import CONSTRUCTS
 from kir.interpret import oracle, oracle_graph, run
 from kir.interpret.bounded import float_limits
+from kir.interpret.domain import cast_array
 from kir.interpret.rules import ROUNDINGS
 from kir.ir import Kernel
 from kir.ops import OPS
 from kir.syntax import format_kernel, parse, parse_kernel
-from kir.testing import PROFILES, dims_choices, kernels, make_inputs
+from kir.testing import PROFILES, dims_choices, kernels, make_array, make_inputs
 
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(3)
@@ -125,7 +126,7 @@ def test_a_narrow_accumulator_is_caught() -> None:
 
 
 def test_dropping_one_term_is_caught() -> None:
-    x, w = RNG.random((8, 512)).astype(np.float32), RNG.random(512).astype(np.float32)
+    x, w = RNG.uniform(0.5, 1, (8, 512)).astype(np.float32), np.ones(512, np.float32)
     spec = parse_kernel(DOT.format(t="f32", body="x[i, k] * w[k]"))
     bounded = oracle(spec, {"x": x, "w": w})["y"]
     assert not bounded.accepts(x[:, :-1] @ w[:-1]).any()
@@ -319,3 +320,18 @@ def test_products_that_leave_the_range_on_their_way(factors: list[float]) -> Non
     for order in ([0, 1, 2], [0, 2, 1], [2, 0, 1]):
         shuffled = {"x": inputs["x"][order]}
         assert bounded.accepts(run(kernel, shuffled)["u"]).all()
+
+
+def test_a_known_number_has_one_nearest() -> None:
+    x = np.array([1 + 2.0**-8 + 2.0**-40, -1 - 2.0**-8 - 2.0**-40], np.float64)
+    bounded, got = judged("kernel k[N](x: f64[N]) -> (y: bf16[N]) { y[i: N] = bf16(x[i]) }", x=x)
+    assert got.tolist() == [1 + 2.0**-7, -1 - 2.0**-7]
+    assert bounded.accepts(got).all()
+    wrong = np.array([1, -1], bf16.numpy)  # rounded to f32 between
+    assert not bounded.accepts(wrong).any()
+
+
+def test_ties_lie_beside_the_middle_of_two_narrower_numbers() -> None:
+    x = make_array(DTYPES["f64"], (500,), "ties", np.random.default_rng(0))
+    once, twice = cast_array(x, f64, bf16), x.astype(np.float32).astype(bf16.numpy)
+    assert (once != twice).sum() > 20

@@ -379,7 +379,14 @@ def _cast(value: Value, source: DType, dtype: DType) -> Value:
             return wide, e
         own = relative(dtype.unit_roundoff, np.abs(wide))
         wild = np.isinf(e) if e.any() else np.zeros((), np.bool_)
-        return finish(wide, e, own, wild, dtype)
+        found, bound = finish(wide, e, own, wild, dtype)
+        if not e.any():  # a known number has one nearest, or two at the same distance
+            nearest = cast_array(v, f64 if source.is_float else source, dtype).astype(np.float64)
+            least = float_limits(dtype)[2] * 2.0 ** (dtype.mantissa - 1)  # that is not subnormal
+            known = np.isfinite(nearest) & (np.abs(nearest) >= least)
+            error = np.abs(nearest - wide) + U64 * np.abs(wide)
+            bound = np.where(known, np.minimum(bound, error), bound)
+        return found, bound
     exact = cast_array(v, source, dtype)
     if not e.any():
         return exact, EXACT

@@ -57,7 +57,10 @@ from kir.testing import Example, dims_choices
 ROOT = Path(__file__).parent.parent.parent
 WORK = 1 << 11
 """The greatest product of all dims that is tried."""
-PROFILES = ("integers", "tame", "special", "shifted", "wide", "tame", "shifted")
+PROFILES = (
+    *("integers", "tame", "special", "shifted", "wide"),
+    *("tame", "ties", "special", "shifted"),
+)
 TARGETS = ("cpu", "accel", "nvidia")
 
 
@@ -134,10 +137,13 @@ def _examples(spec: Kernel, after: Kernel) -> list[Prepared]:
     """A few dims, from empty to one past a tile, each under a profile of values."""
     found = dims_choices(spec, (after,))
     small = [d for d in found if math.prod(max(n, 1) for n in d.values()) <= WORK] or found[:2]
-    picked = [small[int(k)] for k in np.linspace(0, len(small) - 1, min(len(small), 7))]
+    picked = [small[int(k)] for k in np.linspace(0, len(small) - 1, min(len(small), len(PROFILES)))]
+    chosen = list(zip(picked, PROFILES))
+    if len(spec.dims) == 1:  # cheap, and a special value is rare in a few hundred
+        chosen += [(picked[-1], "special")] * 6
     made = (
-        prepare(spec, Example(tuple(dims.items()), PROFILES[n % len(PROFILES)], n))
-        for n, dims in enumerate(picked)
+        prepare(spec, Example(tuple(dims.items()), profile, n))
+        for n, (dims, profile) in enumerate(chosen)
     )
     return [p for p in made if p is not None]
 
