@@ -32,6 +32,8 @@ from kir.agent.measure import lock_path
 STATUSES = ("ok", "wrong", "refused", "crashed", "timeout", "memory")
 """What became of a candidate: verified and measured; verified and found wrong; refused by the
 checker, a rewrite or the backend; and what stopped the child otherwise."""
+MODELLED = ("nvidia", "amd")
+"""Targets whose fitness is modelled from the compiled artifact, not measured."""
 REQUEST, REPLY, LOG = "request.json", "reply.json", "log"
 """What a job's folder holds."""
 MAX_REPLY = 1 << 20
@@ -71,7 +73,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`seconds` and `baseline_seconds` are medians of interleaved runs, None unless `ok`.
+    """`seconds` and `baseline_seconds` are medians of interleaved runs, None unless `ok`; on
+    targets in `MODELLED`, what the model says. `report["rungs"]` tells what was verified.
 
     `fitness` is the median of the ratios of neighbouring runs, baseline over candidate: on a
     busy machine it is steadier than the ratio of the medians.

@@ -12,7 +12,7 @@ the learned model to mend.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from kir.ir import Buffer, Cast, Const, Expr, If, Kernel, Loop, Op, Read, Stmt, Store, Var, walk
@@ -60,19 +60,20 @@ class Analysis:
         return max(self.cycles, key=lambda name: self.cycles[name])
 
 
-def analyse(kernel: Kernel, chip: Chip | None = None) -> Analysis:
-    """The model's view of a scheduled kernel whose dims are constants."""
-    walker = _Walker(kernel, chip or Chip())
-    walker.block(kernel.body, ())
-    cycles = walker.cycles
-    counts = walker.counts
+def analyse(kernel: Kernel, walker: Callable[[Kernel], Walker] | None = None) -> Analysis:
+    """The model's view of a scheduled kernel whose dims are constants: of a CPU core, or by
+    another walker."""
+    made = walker(kernel) if walker else Walker(kernel)
+    made.block(kernel.body, ())
+    cycles = made.cycles
+    counts = made.counts
     counts |= {f"{name}_cycles": value for name, value in cycles.items()}
     counts["cycles"] = sum(cycles.values())
     return Analysis({k: round(math.log2(1 + v), 4) for k, v in sorted(counts.items())}, cycles)
 
 
 @dataclass(frozen=True)
-class _Around:
+class Around:
     """A loop around a statement: name, trips, kind."""
 
     name: str
@@ -91,34 +92,43 @@ class _Access:
     strides: Mapping[str, float]
 
 
-class _Walker:
-    def __init__(self, kernel: Kernel, chip: Chip) -> None:
-        self.chip = chip
+class Walker:
+    """Counts of a kernel's statements, and a core's cycles for them."""
+
+    def __init__(self, kernel: Kernel, chip: Chip | None = None) -> None:
+        self.chip = chip or Chip()
         self.tensors: dict[str, tuple[int, tuple[int, ...], str]] = {}
         for p in kernel.params:
             self.tensors[p.name] = (_bytes(p), tuple(_number(e) for e in p.shape), "global")
         self.cycles = dict.fromkeys(COMPONENTS, 0.0)
         self.counts: dict[str, float] = dict.fromkeys(
             ("statements", "code", "lanes", "parallel", "temporaries", "local", "registers",
-             "masks", "grids", "strided", "iterations", "unrolled", "depth", "buffers"), 0.0
+             "masks", "grids", "strided", "iterations", "unrolled", "depth", "buffers",
+             "num_warps", "num_stages"), 0.0
         )  # fmt: skip
 
-    def block(self, body: Iterable[Stmt], around: tuple[_Around, ...]) -> None:
+    def block(self, body: Iterable[Stmt], around: tuple[Around, ...]) -> None:
         for s in body:
             if isinstance(s, Buffer):
                 self._buffer(s)
             elif isinstance(s, Loop):
                 self.counts["masks"] += len(s.where)
+                for name, value in s.hints:
+                    if name in self.counts:
+                        self.counts[name] = float(value)
                 if s.kind == "grid" and not any(a.kind == "grid" for a in around):
                     self.counts["grids"] += 1
-                    self.cycles["launch"] += self.chip.launch * _trips(around)
-                loop = _Around(s.axis.name, max(0, _number(s.axis.extent)), s.kind)
+                    self._launch(around)
+                loop = Around(s.axis.name, max(0, _number(s.axis.extent)), s.kind)
                 self.block(s.body, (*around, loop))
             elif isinstance(s, If):
                 self.counts["masks"] += 1
                 self.block(s.body, around)
             elif isinstance(s, Store):
                 self._store(s, around)
+
+    def _launch(self, around: tuple[Around, ...]) -> None:
+        self.cycles["launch"] += self.chip.launch * trips_of(around)
 
     def _buffer(self, s: Buffer) -> None:
         shape = tuple(_number(e) for e in s.shape)
@@ -128,8 +138,8 @@ class _Walker:
         self.counts[kind] = max(self.counts[kind], held)
         self.counts["buffers"] += 1
 
-    def _store(self, s: Store, around: tuple[_Around, ...]) -> None:
-        chip, trips = self.chip, _trips(around)
+    def _store(self, s: Store, around: tuple[Around, ...]) -> None:
+        chip, trips = self.chip, trips_of(around)
         reads = [n for n in walk(s.value) if isinstance(n, Read)]
         accesses = [a for a in (self._access(r.tensor, r.indices) for r in reads) if a]
         target = self._access(s.target, s.indices)
@@ -139,7 +149,7 @@ class _Walker:
         lanes = math.prod(a.trips for a in around if a.kind == "tile")
         unrolled = math.prod(a.trips for a in around if a.kind == "unroll")
         steps = trips / max(lanes, 1)
-        cost = _operations(s.value) + (0.5 if s.op is not None else 0.0)
+        cost = operations(s.value) + (0.5 if s.op is not None else 0.0)
         cost += sum(r.fill is not None for r in reads) * FILL
         loads = sum(self._loads(a, around, trips, width) for a in every) / 2
         arithmetic = trips * max(cost, 0.5) / width
@@ -172,14 +182,14 @@ class _Walker:
         self.counts["depth"] = max(self.counts["depth"], float(len(around)))
         self.counts["strided"] += gathers * trips
 
-    def _inner(self, around: tuple[_Around, ...]) -> str:
+    def _inner(self, around: tuple[Around, ...]) -> str:
         """The innermost loop that is walked in order."""
         return next((a.name for a in reversed(around) if a.kind not in ("tile", "grid")), "")
 
     def _width(
         self,
         every: list[_Access],
-        around: tuple[_Around, ...],
+        around: tuple[Around, ...],
         updates: bool,
         target: _Access | None,
     ) -> tuple[float, float]:
@@ -202,7 +212,7 @@ class _Walker:
             width = max(1.0, width / 2)  # lanes are added up at the end
         return float(width), 1.0 * len(apart)
 
-    def _loads(self, a: _Access, around: tuple[_Around, ...], trips: float, width: float) -> float:
+    def _loads(self, a: _Access, around: tuple[Around, ...], trips: float, width: float) -> float:
         """Vector loads of an access: one for all lanes of a block that share it."""
         if a.space == "reg":
             return 0.0
@@ -213,7 +223,7 @@ class _Walker:
         each = width if a.strides.get(inner) == 1 else 1.0
         return trips / max(shared, 1) / each
 
-    def _traffic(self, every: list[_Access], around: tuple[_Around, ...], cache: int) -> float:
+    def _traffic(self, every: list[_Access], around: tuple[Around, ...], cache: int) -> float:
         """Bytes that come from beyond a cache of a size."""
         kept = [a for a in every if a.space != "reg"]
         for depth in range(len(around) + 1):
@@ -225,11 +235,11 @@ class _Walker:
                     used = [x for x in around[:depth] if x.trips > 1]
                     while used and not a.strides.get(used[-1].name):
                         used.pop()  # it stays from one iteration of these to the next
-                    total += max(held * _trips(used), 0.0)
+                    total += max(held * trips_of(used), 0.0)
                 return total if depth or sum(prints) > cache else min(total, sum(prints))
         return 0.0
 
-    def _speedup(self, around: tuple[_Around, ...]) -> float:
+    def _speedup(self, around: tuple[Around, ...]) -> float:
         programs = math.prod(a.trips for a in around if a.kind == "grid")
         if not any(a.kind == "grid" for a in around) or programs == 0:
             return 1.0
@@ -249,7 +259,7 @@ class _Walker:
         return _Access(tensor, size, size * row, space, strides)
 
 
-def _footprint(a: _Access, inside: tuple[_Around, ...]) -> float:
+def _footprint(a: _Access, inside: tuple[Around, ...]) -> float:
     """Bytes of cache lines that the loops inside touch."""
     moving = [(x, abs(a.strides.get(x.name, 0.0))) for x in inside]
     moving = [(x, by) for x, by in moving if by and x.trips > 1]
@@ -282,14 +292,14 @@ def _coefficients(index: Expr) -> dict[str, float]:
     return {n.name: 64.0 for n in walk(index) if isinstance(n, Var)}
 
 
-def _operations(e: Expr) -> float:
+def operations(e: Expr) -> float:
     """Cycles on a vector, two pipes for it, of an expression; indices are left out."""
     if isinstance(e, Op):
-        return 0.5 * COSTS.get(e.name, 1.0) + sum(_operations(a) for a in e.args)
-    return 0.5 + _operations(e.value) if isinstance(e, Cast) else 0.0
+        return 0.5 * COSTS.get(e.name, 1.0) + sum(operations(a) for a in e.args)
+    return 0.5 + operations(e.value) if isinstance(e, Cast) else 0.0
 
 
-def _trips(around: Iterable[_Around]) -> float:
+def trips_of(around: Iterable[Around]) -> float:
     return float(math.prod(a.trips for a in around))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kir.agent.evaluate import MODELLED
 from kir.ir import Const, Kernel, Loop, Step, walk
 from kir.rewrites import REWRITES, canonical
 
@@ -18,7 +19,11 @@ IDLE = frozenset({"hint", "set_space", "layout", "reuse"})
 """Rewrites that only another one, or a machine that is not measured here, makes worth while."""
 
 
-def legal_looking(kernel: Kernel) -> Iterator[Step]:
+HINTS = frozenset({"num_warps", "num_stages"})
+"""What a GPU's compiler heeds."""
+
+
+def legal_looking(kernel: Kernel, target: str = "cpu") -> Iterator[Step]:
     """Candidate steps, by rewrite and in the order of the code; most, but not all, will apply."""
     extents = {
         n.axis.name: int(n.axis.extent.value) if isinstance(n.axis.extent, Const) else None
@@ -26,17 +31,22 @@ def legal_looking(kernel: Kernel) -> Iterator[Step]:
         if isinstance(n, Loop)
     }
     for name, rewrite in REWRITES.items():
-        if name in IDLE or (rewrite.effect == "approximates" and name != "contract_fma"):
+        heeded = name == "hint" and target in MODELLED
+        if (name in IDLE and not heeded) or (
+            rewrite.effect == "approximates" and name != "contract_fma"
+        ):
             continue
         for move in rewrite.candidates(kernel):
             for step in move.steps():
-                if _promising(step, extents):
+                if _promising(step, extents, target):
                     yield canonical(step)
 
 
-def _promising(step: Step, extents: dict[str, int | None]) -> bool:
+def _promising(step: Step, extents: dict[str, int | None], target: str) -> bool:
     """Whether a step makes code of a sensible size."""
     given = dict(step.options)
+    if step.rewrite == "hint":
+        return given.get("key") in HINTS
     extent = extents.get(str(given.get("loop")))
     if step.rewrite == "unroll":
         return extent is not None and extent <= MAX_UNROLL

@@ -23,6 +23,8 @@ from kir.pipeline import schedule
 from kir.specialise import specialise
 from kir.syntax import format_kernel, parse
 
+RESULT = ("node", "speedup", "seconds", "modelled", "rungs")
+"""What is shown of a run's result."""
 MAX_NODES = 2000
 """Of a run: the picture shows no more; the rest are counted."""
 PEAK, BANDWIDTH = 100.0, 20.0
@@ -53,7 +55,7 @@ def _run(store: Store, run: RunRow) -> dict[str, Any]:
         "policy": run.settings.get("policy", ""),
         "proposer": run.settings.get("proposer", ""),
         "confinement": str(run.provenance.get("confinement", "")),
-        "result": {k: run.result.get(k) for k in ("node", "speedup", "seconds")},
+        "result": {k: run.result.get(k) for k in RESULT},
         "best": best.id if best else None,
         "nodes": [_node(n, spec, texts) for n in nodes[:MAX_NODES]],
         "causes": _causes(nodes),

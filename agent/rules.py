@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from kir.agent.features import analyse
+from kir.agent.evaluate import MODELLED
+from kir.agent.features import Analysis, analyse
 from kir.agent.macros import macros
 from kir.agent.model import EVERY, CostModel, Sample
 from kir.agent.moves import legal_looking
@@ -50,12 +51,22 @@ class _Pool:
 
 
 class Rules:
-    """`known` is what earlier searches measured: the model begins with that."""
+    """`known` is what earlier searches measured: the model begins with that. `expressible` raises
+    a KirError for scheduled IR that the target has no form for: such is not proposed."""
 
     name = "rules"
 
-    def __init__(self, known: list[Sample] | None = None, *, learn: bool = True) -> None:
+    def __init__(
+        self,
+        known: list[Sample] | None = None,
+        *,
+        learn: bool = True,
+        target: str = "cpu",
+        expressible: Callable[[Kernel], object] | None = None,
+        analyse: Callable[[Kernel], Analysis] = analyse,
+    ) -> None:
         self._known = known or []
+        self._target, self._expressible, self._analyse = target, expressible, analyse
         self._learn = learn
         self._pools: dict[tuple[int, ...], _Pool] = {}
         self._model = CostModel()
@@ -103,11 +114,13 @@ class Rules:
             try:
                 steps = make()
                 kernel = schedule(ask.spec, steps)
+                if self._expressible is not None:
+                    self._expressible(kernel)
             except KirError:
                 continue
             if not is_scheduled(kernel):  # a step was dropped that all others need
                 continue
-            tried = _Tried(steps, kernel_hash(kernel), analyse(kernel).features, origin)
+            tried = _Tried(steps, kernel_hash(kernel), self._analyse(kernel).features, origin)
             if all(t.ir_hash != tried.ir_hash for t in pool.tried):
                 pool.tried.append(tried)
 
@@ -118,10 +131,12 @@ class Rules:
         if len(ask.parents) > 1:
             return _crossed(ask.spec, first.steps, ask.parents[1].steps, random)
         kernel = schedule(ask.spec, first.steps)
+        moves = legal_looking(kernel, self._target)
+        doubling = self._target in MODELLED
         kinds = [
             [(name, _after(first.steps, made)) for name, made in macros(kernel)],
-            [("change", _given(d)) for d in changed(first.steps)],
-            [(s.rewrite, _then(kernel, first.steps, s)) for s in legal_looking(kernel)],
+            [("change", _given(d)) for d in changed(first.steps, doubling)],
+            [(s.rewrite, _then(kernel, first.steps, s)) for s in moves],
             [("drop", _given(d)) for d in _shortened(first.steps)],
         ]
         for kind in kinds:
@@ -137,7 +152,9 @@ class Rules:
 DRAFTS = 6
 
 
-def drafts(spec: Kernel, count: int = DRAFTS) -> list[Derivation]:
+def drafts(
+    spec: Kernel, count: int = DRAFTS, analyse: Callable[[Kernel], Analysis] = analyse
+) -> list[Derivation]:
     """Independent starts from canonical loops: the macros that the analytic model likes best, no
     two of the same sort of result."""
     start: Derivation = () if is_scheduled(spec) else LOOPS
@@ -171,22 +188,24 @@ def _then(kernel: Kernel, steps: Derivation, step: Step) -> Callable[[], Derivat
     return make
 
 
-def changed(steps: Derivation) -> Iterator[Derivation]:
-    """One integer of one step doubled, halved, or four times as much or little."""
+def changed(steps: Derivation, doubling: bool = False) -> Iterator[Derivation]:
+    """One integer of one step doubled, halved, four times as much or little, or (unless `doubling`
+    alone makes sense) one more or less."""
     for at, step in enumerate(steps):
         for k, arg in enumerate(step.args):
-            for value in _near(arg):
+            for value in _near(arg, doubling and "num_stages" not in step.args):
                 new = replace(step, args=(*step.args[:k], value, *step.args[k + 1 :]))
                 yield (*steps[:at], new, *steps[at + 1 :])
         for k, (name, arg) in enumerate(step.options):
-            for value in _near(arg):
+            for value in _near(arg, doubling):
                 options = (*step.options[:k], (name, value), *step.options[k + 1 :])
                 yield (*steps[:at], replace(step, options=options), *steps[at + 1 :])
 
 
-def _near(arg: StepArg) -> Iterator[int]:
+def _near(arg: StepArg, doubling: bool = False) -> Iterator[int]:
     if isinstance(arg, int) and arg > 0:
-        near = (arg * 2, arg // 2, arg * 4, arg // 4, arg + 1, arg - 1)
+        near: tuple[int, ...] = (arg * 2, arg // 2, arg * 4, arg // 4)
+        near = near if doubling else (*near, arg + 1, arg - 1)
         yield from dict.fromkeys(value for value in near if value >= 1 and value != arg)
 
 

@@ -17,7 +17,7 @@ from random import Random
 
 from kir.agent.evaluate import Verdict
 from kir.agent.executor import Executor
-from kir.agent.features import analyse
+from kir.agent.features import Analysis, analyse
 from kir.agent.graph import Graph, Variant
 from kir.agent.graph.policy import Policy
 from kir.agent.proposer import Ask, Derivation, Proposal, Proposer
@@ -79,6 +79,7 @@ class Search:
     seed: int
     baseline_hash: str = ""
     provenance: Mapping[str, object] = field(default_factory=dict)
+    analyse: Callable[[Kernel], Analysis] = analyse
     clock: Clock = time.monotonic
     on_event: Callable[[Event], None] | None = None
     graph: Graph = field(default_factory=Graph)
@@ -188,7 +189,7 @@ class Search:
             derivation=derivation_text(self.spec.name, proposal.steps),
             ir_hash=ir_hash,
             kind=proposal.kind,
-            features=analyse(ir).features,
+            features=self.analyse(ir).features,
             provenance={
                 **self.provenance,
                 "proposer": self.proposer.name,

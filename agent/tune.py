@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 import kir
 from kir.agent import rules, sandbox
-from kir.agent.evaluate import STATUSES, ChildEvaluator, Limits, Problem, Verdict
+from kir.agent.evaluate import MODELLED, STATUSES, ChildEvaluator, Limits, Problem, Verdict
 from kir.agent.executor import Executor, LocalExecutor
+from kir.agent.gpu_features import analyser
 from kir.agent.graph import Variant
 from kir.agent.graph.policy import make_policy
 from kir.agent.model import earlier
@@ -52,7 +53,9 @@ class Result:
     the search on inputs that the search never saw; `speedup` is the median of baseline over best
     in neighbouring runs, `spread` their quartiles. `statuses` counts the nodes by verdict,
     `proposals` the proposals that did not apply (`inapplicable`) or gave IR that was seen before
-    (`duplicate`); `spent` is what the proposer used."""
+    (`duplicate`); `spent` is what the proposer used. Where `modelled`, seconds are what a model
+    says of a target that nothing is measured on, and have no spread. `rungs` says what of the best
+    variant was verified."""
 
     run: int
     node: int
@@ -67,6 +70,8 @@ class Result:
     elapsed: float
     interrupted: bool
     spent: Mapping[str, float]
+    modelled: bool = False
+    rungs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,7 @@ def tune(
                 seed=seed,
                 baseline_hash=kernel_hash(schedule(spec, baseline)),
                 provenance=provenance(),
+                analyse=analyser(target, goal.chip),
                 clock=clock,
                 on_event=on_event,
             )
@@ -169,12 +175,26 @@ def make_proposer(
 ) -> Proposer:
     """UsageError for an unknown one."""
     if name == "rules":
-        return rules.Rules(earlier(store, run))
+        return rules.Rules(
+            earlier(store, run),
+            target=target,
+            expressible=_form(target),
+            analyse=analyser(target, store.run(run).arch),
+        )
     if name == "openai":
         from kir.agent.chat import Model
 
         return Model(store, target, model)
     raise UsageError(f"unknown proposer `{name}`", hint=f"there are: {', '.join(PROPOSERS)}")
+
+
+def _form(target: str) -> Callable[[Kernel], object] | None:
+    """What raises a KirError where a modelled target has no form for scheduled IR."""
+    if target not in MODELLED:
+        return None
+    from kir.backends.triton.host import generate
+
+    return generate
 
 
 def make_executor(
@@ -195,7 +215,7 @@ def _roots(
 ) -> tuple[Derivation, ...]:
     """Where the search begins: the default schedule's derivation, or that of canonical loops; then
     the drafts: what did well before, and what the analytic model likes."""
-    own = rules.drafts(spec)
+    own = () if target in MODELLED else tuple(rules.drafts(spec))  # recipes for cores
     if start == "loops":
         return (() if is_scheduled(spec) else LOOPS, *own)
     earlier = [parse_derivation(node.derivation)
@@ -279,6 +299,8 @@ def _best(search: Search, executor: Executor, elapsed: float) -> Result:
             elapsed=elapsed,
             interrupted=search.interrupted,
             spent=dict(search.proposer.spent()),
+            modelled="modelled" in verdict.report,
+            rungs=tuple(str(r) for r in verdict.report.get("rungs", ())),
         )
     raise VerificationError(
         f"no schedule of `{search.spec.name}` holds on fresh inputs", kernel=search.spec
@@ -305,6 +327,8 @@ def _summary(found: Result) -> dict[str, object]:
         "statuses": dict(found.statuses),
         "elapsed": found.elapsed,
         "spent": dict(found.spent),
+        "modelled": found.modelled,
+        "rungs": list(found.rungs),
     }
 
 

@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kir.agent import sandbox
-from kir.agent.evaluate import LOG, REPLY, REQUEST, Problem
+from kir.agent.evaluate import LOG, MODELLED, REPLY, REQUEST, Problem
 from kir.agent.measure import alone, alternate, halve, ratio
 
 if TYPE_CHECKING:
+    from kir.agent.modelled import Modelled
     from kir.backend import Executable
     from kir.interpret import Bounded
     from kir.ir import Kernel, Step
@@ -52,6 +53,10 @@ def preload(target: str) -> None:
 
     parse_derivation("schedule s of k { loops() }")  # builds the parser
     kir.pipeline.Target(target).backend  # noqa: B018  (imports it)
+    if target in MODELLED:
+        from kir.backends.triton.compile import import_triton
+
+        import_triton()
 
 
 _baselines: dict[str, Executable] = {}
@@ -65,7 +70,7 @@ def keep_baseline(request: Request) -> None:
     from kir.errors import KirError
 
     problem = Problem(**request["problem"])
-    if problem.baseline not in _baselines:
+    if problem.target not in MODELLED and problem.baseline not in _baselines:
         with contextlib.suppress(KirError):  # the first root will say so
             steps = parse_derivation(problem.baseline)
             _baselines[problem.baseline] = compiled(problem, specialised(problem), steps)
@@ -115,7 +120,7 @@ def guard(handler: Handler, folder: Path, server: int) -> int:
     nothing = os.open(os.devnull, os.O_RDONLY)
     for target, source in ((0, nothing), (1, log), (2, log)):
         os.dup2(source, target)
-    os.environ |= {"HOME": str(folder), "TMPDIR": str(folder)}
+    os.environ |= {"HOME": str(folder), "TMPDIR": str(folder), "TRITON_CACHE_DIR": str(folder)}
     tempfile.tempdir = None  # the server's, which was looked up before
     request: Request = json.loads(Path(REQUEST).read_text(encoding="utf-8"))
     sandbox.limit(request["limits"])
@@ -174,6 +179,8 @@ def handle(request: Request) -> Reply:
 
     problem = Problem(**request["problem"])
     try:
+        if problem.target in MODELLED:
+            return handle_modelled(problem, request)
         if request["action"] == "prepare":
             return prepare(problem, Path(request["expected"]))
         if request["action"] == "contest":
@@ -203,13 +210,15 @@ def prepare(problem: Problem, path: Path) -> Reply:
 
 
 def evaluate(problem: Problem, request: Request) -> Reply:
-    """Compile, verify, time in turns with the baseline, verify again."""
+    """Compile, verify, time in turns with the baseline, verify again; what is faster than all
+    before it climbs the ring too."""
+    from kir.agent import rungs
     from kir.agent.variant import parse_derivation, specialised
     from kir.inputs import random_inputs
 
     clock = _Stages()
-    spec = specialised(problem)
-    candidate = compiled(problem, spec, parse_derivation(request["derivation"]))
+    spec, steps = specialised(problem), parse_derivation(request["derivation"])
+    candidate = compiled(problem, spec, steps)
     clock.note("compile_s")
     inputs = random_inputs(spec, {}, problem.seed)
     outputs = poisoned(spec)
@@ -232,12 +241,19 @@ def evaluate(problem: Problem, request: Request) -> Reply:
     mistake = run_and_compare(candidate, spec, inputs, outputs, expected)
     if mistake:
         return {"status": "wrong", "error": f"after timing: {mistake}", "stages": clock.taken}
+    climbed = ["static", "target"]
+    if ratio(*times) > request.get("incumbent", 0.0):
+        try:
+            climbed.append(rungs.ring(problem, steps))
+        except rungs.Refuted as error:
+            return {"status": "wrong", "error": error.message, "stages": clock.taken}
+        clock.note("ring_s")
     return {
         "status": "ok",
         "seconds": statistics.median(times[0]),
         "baseline_seconds": statistics.median(times[1]),
         "ratio": ratio(*times),
-        "report": {"samples": [list(times[0]), list(times[1])]},
+        "report": {"samples": [list(times[0]), list(times[1])], "rungs": [*filter(None, climbed)]},
         "stages": clock.taken,
     }
 
@@ -268,6 +284,72 @@ def contest(problem: Problem, request: Request) -> Reply:
         ratios[k] = statistics.median(found)
     return {"status": "ok", "seconds": 1.0, "baseline_seconds": 1.0, "ratio": 1.0,
             "report": {"ratios": ratios}}  # fmt: skip
+
+
+def handle_modelled(problem: Problem, request: Request) -> Reply:
+    """Compile for hardware that is not here, and model the time. What the model likes better than
+    all before it is verified: in Triton's interpreter and in the ring."""
+    from kir.agent import rungs
+    from kir.agent.variant import parse_derivation
+
+    baseline = Path(request["expected"]).with_suffix(".json")
+    if request["action"] == "prepare":
+        seconds = model_of(problem, problem.baseline).seconds
+        unfinished = baseline.with_name("part-" + baseline.name)
+        unfinished.write_text(json.dumps(seconds), encoding="utf-8")
+        unfinished.replace(baseline)
+        Path(request["expected"]).touch()
+        return {"status": "ok"}
+    known = float(json.loads(baseline.read_text(encoding="utf-8")))
+    if request["action"] == "contest":
+        return contest_modelled(problem, request["derivations"], known)
+    clock = _Stages()
+    found = model_of(problem, request["derivation"])
+    clock.note("compile_s")
+    climbed = ["static"]
+    if known / found.seconds > request.get("incumbent", 0.0):
+        steps = parse_derivation(request["derivation"])
+        try:
+            climbed += [rungs.interpreted(problem, steps), rungs.ring(problem, steps)]
+        except rungs.Refuted as error:
+            return {"status": "wrong", "error": error.message, "stages": clock.taken}
+        clock.note("verify_s")
+    return {
+        "status": "ok",
+        "seconds": found.seconds,
+        "baseline_seconds": known,
+        "ratio": known / found.seconds,
+        "report": {
+            "modelled": {name: float(f"{t:.4g}") for name, t in found.parts.items()},
+            "bottleneck": found.bottleneck,
+            "facts": dict(found.facts),
+            "rungs": [*filter(None, climbed)],
+        },
+        "stages": clock.taken,
+    }
+
+
+def contest_modelled(problem: Problem, derivations: list[str], known: float) -> Reply:
+    from kir.errors import KirError
+
+    ratios: list[float | None] = []
+    for derivation in derivations:
+        try:
+            ratios.append(known / model_of(problem, derivation).seconds)
+        except KirError:  # it has no ratio then
+            ratios.append(None)
+    return {"status": "ok", "seconds": 1.0, "baseline_seconds": 1.0, "ratio": 1.0,
+            "report": {"ratios": ratios}}  # fmt: skip
+
+
+def model_of(problem: Problem, derivation: str) -> Modelled:
+    """The modelled time of a variant; KirError where it is refused."""
+    from kir.agent.modelled import modelled
+    from kir.agent.variant import parse_derivation, specialised
+    from kir.pipeline import Target, lower
+
+    target = Target(problem.target, problem.via, problem.arch)
+    return modelled(lower(specialised(problem), target, parse_derivation(derivation)))
 
 
 def baseline_of(problem: Problem, spec: Kernel) -> Executable:

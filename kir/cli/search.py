@@ -201,16 +201,19 @@ def _record(found: Result) -> dict[str, Any]:
         "speedup": found.speedup, "spread": list(found.spread), "statuses": dict(found.statuses),
         "proposals": dict(found.proposals), "evaluations": found.evaluations,
         "elapsed": found.elapsed, "interrupted": found.interrupted, "spent": dict(found.spent),
+        "modelled": found.modelled, "rungs": list(found.rungs),
     }  # fmt: skip
 
 
 def _print(found: Result, store: str) -> None:
     statuses = ", ".join(f"{n} {name}" for name, n in found.statuses.items())
     typer.echo(found.derivation.rstrip())
+    how = "modelled, not measured" if found.modelled else "re-timed on fresh inputs"
     typer.echo(
-        f"\n{found.seconds * 1e3:.3f} ms, {found.speedup:.2f}x the default schedule's "
-        f"{found.baseline_seconds * 1e3:.3f} ms (re-timed on fresh inputs)"
+        f"\n{found.seconds * 1e3:.4g} ms, {found.speedup:.2f}x the default schedule's "
+        f"{found.baseline_seconds * 1e3:.4g} ms ({how})"
     )
+    typer.echo(f"verified: {'; '.join(found.rungs)}")
     typer.echo(f"{found.evaluations} evaluations in {found.elapsed:.0f} s: {statuses}")
     typer.echo(f"kir replay {store} {found.node}  # rebuilds and verifies it")
     if found.interrupted:
@@ -240,8 +243,9 @@ def replay(
     if verdict.status != "ok":
         raise VerificationError(f"node {node} does not hold: {verdict.status}", hint=verdict.error)
     if not as_json and verdict.seconds and verdict.baseline_seconds:
+        how = "modelled, not measured: " if "modelled" in verdict.report else ""
         typer.echo(
-            f"verified; {verdict.seconds * 1e3:.3f} ms, "
+            f"verified; {how}{verdict.seconds * 1e3:.4g} ms, "
             f"{verdict.baseline_seconds / verdict.seconds:.2f}x the default schedule"
         )
 
