@@ -21,6 +21,7 @@ from kir.errors import DTypeError, UnsupportedError
 from kir.frontends.torch.bessels import BESSELS
 from kir.frontends.torch.convolutions import CONVOLUTIONS
 from kir.frontends.torch.dims import Dim, Index, View, unify
+from kir.frontends.torch.distances import DISTANCES
 from kir.frontends.torch.gathers import GATHERS
 from kir.frontends.torch.orders import ORDERS
 from kir.frontends.torch.prims import PRIM_POINTWISE, PRIMS
@@ -63,7 +64,7 @@ from kir.ir import (
 POINTWISE: dict[str, Pointwise] = {**TABLE, **PRIM_POINTWISE}
 STRUCTURAL: dict[str, Structural] = {
     **PLAIN, **WINDOWS, **CONVOLUTIONS, **GATHERS, **SCATTERS, **ORDERS, **RANDOMS, **PRIMS,
-    **SPECIALS, **BESSELS,
+    **SPECIALS, **BESSELS, **DISTANCES,
 }  # fmt: skip
 SEED = "seed"
 LARGEST = 48

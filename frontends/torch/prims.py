@@ -68,6 +68,41 @@ def _hypot(a: Expr, b: Expr) -> Expr:
     return op("select", far, Const(float("inf"), a.dtype), root)
 
 
+def frexp(low: Lowering, x: Value) -> tuple[Value, Value]:
+    """A mantissa in [1/2, 1) and the power of two, from the bits. A subnormal is multiplied by a
+    power of two first. Zeros, infinities and NaN are their own mantissa, with the power 0."""
+    dtype = x.dtype
+    if dtype.bits < 32:
+        raise UnsupportedError(f"frexp of {dtype} is not compiled")
+    bits, i32 = DTYPES[f"i{dtype.bits}"], DTYPES["i32"]
+    digits, bias = (23, 126) if dtype.bits == 32 else (52, 1022)
+    mask = 2 * bias + 3
+
+    def grown(e: Expr) -> Expr:
+        small = op("lt", op("abs", e), number(e, 2.0 ** (1 - bias)))
+        return op("select", small, op("mul", e, number(e, 2.0**64)), e)
+
+    def power(e: Expr) -> Expr:
+        field = op("bit_and", op("shr", Bitcast(e, bits), Const(digits, bits)), Const(mask, bits))
+        return op("sub", field, Const(bias, bits))
+
+    def plain(e: Expr) -> Expr:
+        return op("or", op("eq", e, number(e, 0)), op("or", op("isinf", e), op("isnan", e)))
+
+    big = low.keep(pointwise(grown, [x], dtype))
+
+    def mantissa(e: Expr, g: Expr) -> Expr:
+        kept = op("bit_and", Bitcast(g, bits), Const(~(mask << digits), bits))
+        found = Bitcast(op("bit_or", kept, Const(bias << digits, bits)), dtype)
+        return op("select", plain(e), e, found)
+
+    def exponent(e: Expr, g: Expr) -> Expr:
+        moved = op("select", op("eq", e, g), power(g), op("sub", power(g), Const(64, bits)))
+        return cast(op("select", plain(e), Const(0, bits), moved), i32)
+
+    return pointwise(mantissa, [x, big], dtype), pointwise(exponent, [x, big], i32)
+
+
 def _divided(a: Expr, b: Expr) -> Expr:
     return op("div" if a.dtype.is_float else "tdiv", a, b)
 
@@ -439,6 +474,7 @@ PRIMS: dict[str, Structural] = {
     "prims.rev.default": flip,
     "prims.cat.default": cat,
     "prims.iota.default": iota,
+    "prims.frexp.default": frexp,
     "prims.sum.default": _reduction("sum"),
     "prims.prod.default": _reduction("prod"),
     "prims.amax.default": _reduction("max"),

@@ -291,19 +291,23 @@ def index_put(
 def _masked_put(
     low: Lowering, x: Value, given: Sequence[tuple[int, Value]], values: Value, accumulate: bool
 ) -> Value:
-    (k, mask), total = given[0], 1
-    for n in values.shape:
-        total *= n
-    if len(given) != 1 or total != 1 or (accumulate and x.dtype.is_bool):
-        raise UnsupportedError("a mask gives a shape that depends on data")
-    one = low.viewed(values, [])
+    """Where one mask holds. Of `values` the axis of the places that it holds at has one element:
+    how many these are is in the data."""
+    k, mask = given[0]
     lead = len(x.dims) - len(mask.dims) - k
+    places = len(values.dims) - 1 - lead
+    counted = places >= 0 and values.shape[places] != 1
+    if len(given) != 1 or counted or (accumulate and x.dtype.is_bool):
+        raise UnsupportedError("a mask gives a shape that depends on data")
+    if places >= 0:  # one axis for all of the mask's
+        ahead, behind = values.shape[:places], values.shape[places + 1 :]
+        values = low.viewed(values, [*ahead, *[1] * len(mask.dims), *behind])
     spread = low.viewed(mask, [*mask.shape, *[1] * lead])
 
     def element(e: Expr, m: Expr, v: Expr) -> Expr:
         return op("select", m, op("add", e, v) if accumulate else v, e)
 
-    return pointwise(element, [x, spread, one], x.dtype)
+    return pointwise(element, [x, spread, values], x.dtype)
 
 
 def embedding_dense_backward(

@@ -296,7 +296,9 @@ def _arg(name: str, low: Lowering, x: Value, axis: int | None, keep: bool) -> Va
         for d in x.dims:
             total *= d.size
         x, axis = low.viewed(x, [total]), 0
-    axis %= max(len(x.dims), 1)
+    if not x.dims:
+        return Value((), i64, lambda _: const(0))
+    axis %= len(x.dims)
     low.whole(x.dims[axis])  # an arg-reduction has one axis
     found = reduced(name, x, [axis], keep, low.names, x.dtype, i64)
     return low.viewed(found, shape) if found.shape != tuple(shape) else found
