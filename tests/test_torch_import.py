@@ -108,7 +108,7 @@ def test_what_is_written_parses(model_file: Path) -> None:
     ("no.py:Net", FileError, "there is no file"),
     ("net.py:Nat", UsageError, "is not there"),
     ("net.py:number", UsageError, "is no model"),
-    ("net.py:broken", UsageError, "line 26: failed: ZeroDivisionError"),
+    ("net.py:broken", UsageError, "line 24: failed: ZeroDivisionError"),
 ])  # fmt: skip
 def test_a_wrong_reference(
     reference: str, error: type[KirError], said: str, model_file: Path, monkeypatch: Any

@@ -198,6 +198,42 @@ def adaptive_avg_pool(rank: int) -> Structural:
     return mean
 
 
+def adaptive_avg_pool_backward(rank: int) -> Structural:
+    """Each place gathers from the windows that it is in: of place h these are those of an adaptive
+    pool the other way round, floor(h * m / n) up to ceil((h + 1) * m / n)."""
+
+    def gathered(low: Lowering, gradient: Value, x: Value) -> Value:
+        sizes, extents = gradient.shape[-rank:], x.shape[-rank:]
+        dtype, wide = low.out.dtype, wide_of(low.out.dtype)
+        source, inner = _spaced(low, gradient, rank, gradient.shape)
+
+        def share(indices: Sequence[Index]) -> Expr:
+            count: Expr = const(1)
+            for d, i, n, m in zip(inner[-rank:], indices[-rank:], extents, sizes, strict=True):
+                count = op("mul", count, _width(d.joined(i), n, m))
+            return op("div", cast(source.at(indices), wide), cast(count, wide))
+
+        shares = low.keep(Value(inner, wide, share))
+        shares, dims = _spaced(low, shares, rank, low.out.shape)
+
+        def total(indices: Sequence[Index]) -> Expr:
+            axes, places, where = [], [], []
+            for d, index, n, m in zip(dims[-rank:], indices[-rank:], extents, sizes, strict=True):
+                h = d.joined(index)
+                if n % m == 0:
+                    places.append(op("floordiv", h, const(n // m)))
+                    continue
+                axes.append(Axis(f"a{low.names.next()}", const(_widest(m, n))))
+                places.append(op("add", _begin(h, m, n), Var(axes[-1].name)))
+                where.append(op("lt", Var(axes[-1].name), _width(h, m, n)))
+            read = window(shares, indices[:-rank], places, Const(0.0, wide))
+            return cast(Reduce("sum", tuple(axes), tuple(where), read) if axes else read, dtype)
+
+        return Value(dims, dtype, total, REDUCED)
+
+    return gathered
+
+
 def avg_pool(rank: int) -> Structural:
     def mean(
         low: Lowering, x: Value, size: Any, stride: Any = (), padding: Any = 0, ceil: bool = False,
@@ -385,6 +421,8 @@ WINDOWS: dict[str, Structural] = {
     "avg_pool3d_backward.default": avg_pool_backward(3),
     "_adaptive_avg_pool2d.default": adaptive_avg_pool(2),
     "_adaptive_avg_pool3d.default": adaptive_avg_pool(3),
+    "_adaptive_avg_pool2d_backward.default": adaptive_avg_pool_backward(2),
+    "_adaptive_avg_pool3d_backward.default": adaptive_avg_pool_backward(3),
     "adaptive_max_pool2d.default": adaptive_max_pool(2),
     "adaptive_max_pool3d.default": adaptive_max_pool(3),
     "adaptive_max_pool2d_backward.default": max_pool_backward(2, 0),
