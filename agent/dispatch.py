@@ -7,22 +7,23 @@ choice. So the table holds exactly the dims that were tuned, and outside of it t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kir.agent.store import RunRow, Store
 from kir.agent.variant import parse_derivation
 from kir.derivation import kernel_hash
 from kir.errors import KirError
-from kir.ir import Kernel, Module, Step
+from kir.ir import Item, Kernel, Module, Step
 from kir.pipeline import schedule
 from kir.specialise import infer_dims, specialise
-from kir.syntax import format_module
+from kir.syntax import format_module, parse
 
 
 @dataclass(frozen=True)
 class Entry:
     """A row: for these dims this node of this run, `speedup` times the default when re-timed."""
 
+    kernel: str
     dims: Mapping[str, int]
     run: int
     node: int
@@ -51,7 +52,7 @@ def _entry(store: Store, run: RunRow) -> Entry | None:
     if not isinstance(node, int) or not isinstance(speedup, int | float) or speedup <= 1:
         return None
     row = store.node(node)
-    return Entry(run.dims, run.id, node, float(speedup), row.derivation, row.ir_hash)
+    return Entry(run.kernel, run.dims, run.id, node, float(speedup), row.derivation, row.ir_hash)
 
 
 def steps_for(
@@ -68,6 +69,43 @@ def steps_for(
     finally:
         store.close()
     return None
+
+
+def tuned(module: Module, url: str, target: str, arch: str | None = None) -> Module:
+    """The module with each kernel that has no dims (their values are in it), and for which the
+    store has something faster than the default, scheduled so; whatever its name. StoreError where
+    there is no store."""
+    store = Store(url, create=False)
+    try:
+        best: dict[str, Entry] = {}
+        for run in store.runs():
+            entry = (
+                _entry(store, run) if run.target == target and arch in (None, run.arch) else None
+            )
+            spec = parse(run.source, "<store>").kernels().get(run.kernel)
+            if entry is None or spec is None:
+                continue
+            key = _nameless(specialise(spec, run.dims))
+            if key not in best or entry.speedup > best[key].speedup:
+                best[key] = entry
+    finally:
+        store.close()
+    return replace(module, items=tuple(_replaced(item, best) for item in module.items))
+
+
+def _replaced(item: Item, best: Mapping[str, Entry]) -> Item:
+    entry = best.get(_nameless(item)) if isinstance(item, Kernel) and not item.dims else None
+    if entry is None or not isinstance(item, Kernel):
+        return item
+    try:
+        found = schedule(item, parse_derivation(entry.derivation))
+    except KirError:  # its rewrites have changed since
+        return item
+    return found if kernel_hash(replace(found, name=entry.kernel)) == entry.ir_hash else item
+
+
+def _nameless(kernel: Kernel) -> str:
+    return kernel_hash(replace(kernel, name="k"))
 
 
 def _checked(kernel: Kernel, dims: Mapping[str, int], entry: Entry) -> tuple[Step, ...] | None:

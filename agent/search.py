@@ -48,7 +48,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class Event:
-    """What `on_event` gets after each node: the variant, its verdict, and the best so far.
+    """What `on_event` gets after each node: the variant, its verdict, and the best so far; which
+    shape it is for, where there are several.
 
     `reused` is whether the verdict came from the store: from before, or from another worker.
     """
@@ -61,6 +62,7 @@ class Event:
     reused: bool
     counts: Mapping[str, int] = field(default_factory=dict)
     spent: Mapping[str, float] = field(default_factory=dict)
+    shape: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -80,6 +82,7 @@ class Search:
     baseline_hash: str = ""
     provenance: Mapping[str, object] = field(default_factory=dict)
     analyse: Callable[[Kernel], Analysis] = analyse
+    shape: Mapping[str, int] = field(default_factory=dict)
     clock: Clock = time.monotonic
     on_event: Callable[[Event], None] | None = None
     graph: Graph = field(default_factory=Graph)
@@ -89,15 +92,23 @@ class Search:
     def __post_init__(self) -> None:
         self._owner = this_worker()
         self._pending: dict[Future[Verdict], NodeRow] = {}
-        self._started = self.clock()
+        self._started: float | None = None
+        self._before = 0.0
         self._since_best = 0
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds that were searched: pauses between calls of `go` do not count."""
+        return self._before + (0.0 if self._started is None else self.clock() - self._started)
+
     def go(self, roots: tuple[Proposal, ...], budget: Budget) -> None:
-        """Evaluate the roots, then expand until the budget is spent or nothing is left.
+        """Evaluate the roots, then expand until the budget is spent or nothing is left. It may be
+        called again, with a larger budget.
 
         The first root must verify (VerificationError). Ctrl-C ends the search in good order.
         """
         waiting = deque(roots)
+        self._started = self.clock()
         try:
             self._refresh()
             self._first(waiting.popleft())
@@ -114,6 +125,7 @@ class Search:
             self.interrupted = True
         finally:
             self.store.abandon(self._owner)
+            self._before, self._started = self.elapsed, None
 
     def _first(self, root: Proposal) -> None:
         if self._begin(root, ()):
@@ -151,7 +163,7 @@ class Search:
         best = self.graph.best()
         count = len(self.graph.variants) + len(self._pending)
         return (
-            (budget.seconds is not None and self.clock() - self._started >= budget.seconds)
+            (budget.seconds is not None and self.elapsed >= budget.seconds)
             or (budget.evaluations is not None and count >= budget.evaluations)
             or (budget.stall is not None and self._since_best >= budget.stall)
             or (budget.fitness is not None and best is not None and best.fitness >= budget.fitness)
@@ -244,10 +256,12 @@ class Search:
         better = best is None or variant.fitness > best.fitness
         self._since_best = 0 if better else self._since_best + 1
         if self.on_event is not None:
-            count, elapsed = len(self.graph.variants), self.clock() - self._started
+            count, elapsed = len(self.graph.variants), self.elapsed
             spent = self.proposer.spent()
             found = self.graph.best()
-            event = Event(variant, verdict, found, count, elapsed, reused, self.counts, spent)
+            event = Event(
+                variant, verdict, found, count, elapsed, reused, self.counts, spent, self.shape
+            )
             self.on_event(event)
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import kir
 from kir.agent import rules, sandbox
@@ -55,7 +56,7 @@ class Result:
     `proposals` the proposals that did not apply (`inapplicable`) or gave IR that was seen before
     (`duplicate`); `spent` is what the proposer used. Where `modelled`, seconds are what a model
     says of a target that nothing is measured on, and have no spread. `rungs` says what of the best
-    variant was verified."""
+    variant was verified, `dims` for which shape it is."""
 
     run: int
     node: int
@@ -72,6 +73,7 @@ class Result:
     spent: Mapping[str, float]
     modelled: bool = False
     rungs: tuple[str, ...] = ()
+    dims: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,14 @@ class Replayed:
     verdict: Verdict
 
 
-def tune(
+def tune(kernel: Kernel, dims: Mapping[str, int], target: str = "cpu", **options: Any) -> Result:
+    """`tune_shapes` for one shape: the same options and errors."""
+    return tune_shapes(kernel, [dims], target, **options)[0]
+
+
+def tune_shapes(
     kernel: Kernel,
-    dims: Mapping[str, int],
+    shapes: Sequence[Mapping[str, int]],
     target: str = "cpu",
     *,
     via: str | None = None,
@@ -108,66 +115,125 @@ def tune(
     limits: Limits | None = None,
     on_event: Callable[[Event], None] | None = None,
     clock: Clock = time.monotonic,
-) -> Result:
-    """Search for a schedule of `kernel` under `dims` that is faster than the target's default.
+) -> list[Result]:
+    """Search for schedules of `kernel` that are faster than the target's default, each shape (its
+    dims) for itself: what is fast at one is not at another. They take turns, and what was best at
+    one is tried at the others; the store then dispatches by shape (`dispatch.py`).
 
     `start` is where the search begins: `default` schedule or canonical `loops`; the yardstick is
     the default schedule either way. From the default schedule, the best derivations that the store
-    holds for a kernel of this name are tried too. It ends after `budget_s` seconds, so many
-    `evaluations`, `stall` evaluations without a new best, or at a `fitness`. `executor` is `local`
-    or `ray` (with the `address` of a cluster), with so many `workers`; `model` says which model
-    the proposer `openai` asks, and what it may cost. With `resume`, the latest
-    run in the store that asked for the same search goes on (UsageError where there is none).
-    Raises VerificationError where the default schedule itself fails, StoreError where the store
-    does.
+    holds for a kernel of this name are tried too. It ends after `budget_s` seconds or so many
+    `evaluations`, shared by all shapes; for one shape sooner, after `stall` evaluations without a
+    new best, or at a `fitness`. `executor` is `local` or `ray` (with the `address` of a cluster),
+    with so many `workers`; `model` says which model the proposer `openai` asks, and what it may
+    cost in all. With `resume`, the latest run in the store that asked for the same search goes on
+    (UsageError where there is none). Raises VerificationError where the default schedule itself
+    fails, StoreError where the store does.
     """
     if start not in ("default", "loops"):
         raise UsageError(f"a search starts from `default` or `loops`, not `{start}`")
-    goal = Target(target, via, arch)
-    bound = infer_dims(kernel, {}, dims)
-    spec = specialise(kernel, bound)
-    baseline = choose_steps(spec, goal)
-    problem = Problem(
-        source=format_module(Module((kernel,))),
-        kernel=kernel.name,
-        dims=bound,
-        target=target,
-        via=via,
-        arch=goal.chip,
-        baseline=derivation_text(kernel.name, baseline),
-        seed=seed,
-    )
+    problems = _problems(kernel, shapes, Target(target, via, arch), seed)
     settings = {"start": start, "policy": policy, "proposer": proposer, "via": via}
-    database = Store(store)
-    try:
-        run = _open_run(database, problem, settings, resume)
-        begun = as_drafts(_roots(database, spec, baseline, start, target))
-        helper = make_executor(executor, problem, limits, workers, address)
-        try:
-            started = clock()
+    with contextlib.ExitStack() as stack:
+        database = Store(store)
+        stack.callback(database.close)
+        sessions: list[_Session] = []
+        shared: Proposer | None = None
+        for problem in problems:
+            run = _open_run(database, problem, settings, resume)
+            helper = make_executor(executor, problem, limits, workers, address)
+            stack.callback(helper.close)
+            shared = shared if proposer == "openai" else None  # its budget is of all shapes
+            shared = shared or make_proposer(proposer, database, run.id, target, model)
+            spec = specialised(problem)
+            baseline = parse_derivation(problem.baseline)
             search = Search(
                 run=run.id,
                 spec=spec,
                 store=database,
                 executor=helper,
                 policy=make_policy(policy),
-                proposer=make_proposer(proposer, database, run.id, target, model),
+                proposer=shared,
                 seed=seed,
                 baseline_hash=kernel_hash(schedule(spec, baseline)),
                 provenance=provenance(),
-                analyse=analyser(target, goal.chip),
+                analyse=analyser(target, problem.arch),
+                shape=problem.dims if len(problems) > 1 else {},
                 clock=clock,
                 on_event=on_event,
             )
-            search.go(begun, Budget(budget_s, evaluations, stall, fitness))
-            found = _best(search, helper, clock() - started)
-        finally:
-            helper.close()
+            roots = _roots(database, spec, baseline, start, target)
+            sessions.append(_Session(search, helper, problem, roots))
+        _take_turns(sessions, Budget(budget_s, evaluations, stall, fitness))
+        reached = [s for s in sessions if s.search.graph.variants]  # Ctrl-C may leave some out
+        return [session.finish(database) for session in reached or sessions]
+
+
+TURNS = 3
+"""How often each of several shapes has its turn."""
+
+
+@dataclass
+class _Session:
+    """The search for one shape."""
+
+    search: Search
+    executor: Executor
+    problem: Problem
+    roots: tuple[Derivation, ...]
+
+    def finish(self, database: Store) -> Result:
+        """Re-time what is best, and close the run."""
+        found = replace(_best(self.search, self.executor), dims=self.problem.dims)
         status = "interrupted" if found.interrupted else "done"
-        database.finish_run(run.id, status, _summary(found))
+        database.finish_run(found.run, status, _summary(found))
         return found
-    finally:
-        database.close()
+
+
+def _problems(
+    kernel: Kernel, shapes: Sequence[Mapping[str, int]], goal: Target, seed: int
+) -> list[Problem]:
+    """What is tuned: a problem for each shape, given twice or not."""
+    if not shapes:
+        raise UsageError("a search needs a shape", hint="name it: --shape M=4096,N=4096")
+    found: dict[tuple[tuple[str, int], ...], Problem] = {}
+    for dims in shapes:
+        bound = infer_dims(kernel, {}, dims)
+        key = tuple(sorted(bound.items()))
+        if key in found:
+            continue
+        found[key] = Problem(
+            source=format_module(Module((kernel,))),
+            kernel=kernel.name,
+            dims=bound,
+            target=goal.name,
+            via=goal.via,
+            arch=goal.chip,
+            baseline=derivation_text(kernel.name, choose_steps(specialise(kernel, bound), goal)),
+            seed=seed,
+        )
+    return list(found.values())
+
+
+def _take_turns(sessions: Sequence[_Session], budget: Budget) -> None:
+    """Spend the budget; of several shapes each in its turn, and then with what was best at the
+    others."""
+    turns = 1 if len(sessions) == 1 else TURNS
+    for turn in range(1, turns + 1):
+        share = turn / turns / len(sessions)
+        part = replace(
+            budget,
+            seconds=None if budget.seconds is None else budget.seconds * share,
+            evaluations=None
+            if budget.evaluations is None
+            else max(1, math.ceil(budget.evaluations * share)),
+        )
+        for session in sessions:
+            bests = [s.search.graph.best() for s in sessions if s is not session]
+            others = tuple(v.steps for v in bests if v is not None)
+            session.search.go(as_drafts((*session.roots[:1], *others, *session.roots[1:])), part)
+            if session.search.interrupted:
+                return
 
 
 def make_proposer(
@@ -255,7 +321,7 @@ def _open_run(
     return replace(row, id=database.add_run(row))
 
 
-def _best(search: Search, executor: Executor, elapsed: float) -> Result:
+def _best(search: Search, executor: Executor) -> Result:
     """The best of the fittest variants and the root, by new timings on inputs that are new.
 
     The fittest of many noisy timings is partly the luckiest, so the finalists compete again, and
@@ -296,7 +362,7 @@ def _best(search: Search, executor: Executor, elapsed: float) -> Result:
             statuses={k: n for k, n in search.counts.items() if k in STATUSES},
             proposals={k: n for k, n in search.counts.items() if k not in STATUSES},
             evaluations=len(search.graph.variants),
-            elapsed=elapsed,
+            elapsed=search.elapsed,
             interrupted=search.interrupted,
             spent=dict(search.proposer.spent()),
             modelled="modelled" in verdict.report,

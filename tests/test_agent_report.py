@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from kir.agent.dataset import Filter, dataset
-from kir.agent.dispatch import steps_for, table
+from kir.agent.dispatch import steps_for, table, tuned
 from kir.agent.report import report
 from kir.agent.store import NodeRow, RunRow, Store
 from kir.agent.variant import derivation_text
@@ -25,7 +25,7 @@ from kir.cli import app
 from kir.cli.common import from_store
 from kir.derivation import kernel_hash
 from kir.errors import StoreError
-from kir.ir import Module, Step
+from kir.ir import Kernel, Loop, Module, Step
 from kir.pipeline import LOOPS, schedule
 from kir.specialise import specialise
 from kir.syntax import format_module, parse_kernel
@@ -130,6 +130,56 @@ def test_dispatch_is_for_just_the_shapes_that_were_tuned(url: str) -> None:
     assert steps_for(url, KERNEL, DIMS, "cpu") is None
     with pytest.raises(StoreError):
         steps_for("sqlite:////nowhere/t.db", KERNEL, DIMS, "cpu")
+
+
+def test_kernels_without_dims_are_found_by_what_they_compute(url: str) -> None:
+    here = replace(specialise(KERNEL, DIMS), name="k0")
+    elsewhere = replace(specialise(KERNEL, {"M": 8, "N": 65}), name="k1")
+    made = tuned(Module((here, elsewhere, KERNEL)), url, "cpu")
+    assert made.items == (schedule(here, STEPS[2]), elsewhere, KERNEL)
+    assert tuned(Module((here,)), url, "nvidia").items == (here,)
+
+
+def test_pytorch_uses_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch", reason="the extra `torch` is not installed")
+    from kir.frontends.torch import dynamo
+
+    lowered: list[Module] = []
+    compile = dynamo.kir.compile
+
+    def noted(module: Module, *rest: object, **options: object) -> object:
+        lowered.append(module)
+        return compile(module, *rest, **options)
+
+    monkeypatch.setattr(dynamo.kir, "compile", noted)
+
+    def triple(x: torch.Tensor) -> torch.Tensor:
+        return x * 3.0
+
+    x = torch.randn(8, 64)
+    torch.compile(triple, backend="kir")(x)
+    (spec,) = lowered.pop().kernels().values()
+    made = f"sqlite:///{tmp_path}/torch.db"
+    store = Store(made)
+    text = format_module(Module((spec,)))
+    steps = (*LOOPS, Step("bind", (_first_loop(spec), "grid")))
+    found = derivation_text(spec.name, steps)
+    run = store.add_run(RunRow(0, "f", spec.name, text, {}, "cpu", "native", found, 0, "done",
+                               {}, {}, {"node": 1, "speedup": 2.0}))  # fmt: skip
+    ir = kernel_hash(schedule(spec, steps))
+    store.add_node(
+        NodeRow(run=run, parents=(), derivation=found, ir_hash=ir, status="ok", fitness=2.0)
+    )
+    torch._dynamo.reset()
+    y = torch.compile(triple, backend="kir", options={"store": made})(x)
+    assert lowered.pop().kernels()[spec.name] == schedule(spec, steps)
+    assert torch.equal(y, x * 3.0)
+
+
+def _first_loop(spec: Kernel) -> str:
+    loop = schedule(spec, LOOPS).body[0]
+    assert isinstance(loop, Loop)
+    return loop.axis.name
 
 
 def test_the_commands_use_what_was_found(url: str, tmp_path: Path) -> None:

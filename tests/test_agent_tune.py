@@ -17,9 +17,10 @@ pytest.importorskip("sqlalchemy", reason="the extra `agent` is not installed")
 
 from example_cases import EXAMPLES
 
+from kir.agent.dispatch import steps_for
 from kir.agent.search import Event
 from kir.agent.store import Store
-from kir.agent.tune import Result, replay, tune
+from kir.agent.tune import Result, replay, tune, tune_shapes
 from kir.derivation import kernel_hash
 from kir.errors import StoreError, UsageError
 from kir.ir import Kernel
@@ -174,3 +175,20 @@ def stored(folder: Path) -> int:
         except sqlite3.OperationalError:  # the tables are not made yet
             return 0
     return int(count)
+
+
+def test_shapes_take_turns_and_share_what_they_find(url: str) -> None:
+    softmax = example("softmax")
+    shapes = [{"M": 4, "N": 33}, {"M": 2, "N": 65}, {"N": 33, "M": 4}]
+    events: list[Event] = []
+    found = tune_shapes(
+        softmax, shapes, budget_s=None, evaluations=4, store=url, on_event=events.append
+    )
+    assert [dict(one.dims) for one in found] == shapes[:2] and found[0].run != found[1].run
+    assert sum(one.evaluations for one in found) == 4
+    seen = [tuple(e.shape.values()) for e in events]
+    assert seen == [(4, 33), (2, 65)] * 2
+    for one in found:
+        assert any(r.startswith("ring") for r in one.rungs)
+        steps = steps_for(url, softmax, one.dims, "cpu")
+        assert (steps is not None) == (one.speedup > 1)

@@ -30,7 +30,7 @@ from kir.frontends.torch.lower import (
 
 NDArray = np.ndarray[Any, Any]
 _log = logging.getLogger("kir.torch")
-OPTIONS = ("target", "strict", "threads")
+OPTIONS = ("target", "strict", "threads", "store")
 
 # Dynamo leaves recurrent layers to eager unless told otherwise, and does not say so. This module
 # is imported when someone asks for the backend, before anything of theirs is captured.
@@ -40,11 +40,13 @@ torch._dynamo.config.allow_rnn = True
 @dataclass(frozen=True)
 class Options:
     """`target`: a KIR target; `strict`: raise on what KIR does not compile; `threads`: 0 for the
-    environment's number."""
+    environment's number; `store`: the URL of searches whose schedules are used for the kernels
+    that were tuned (`kir tune`), the default ones for the others."""
 
     target: str = "cpu"
     strict: bool = False
     threads: int = 0
+    store: str | None = None
 
 
 def backend(
@@ -117,8 +119,13 @@ class _Program:
         self.lowered = lowered
         self.function: Callable[..., Any] | None = None
         if lowered.outputs:
+            module = lowered.module
+            if options.store is not None:
+                from kir.agent.dispatch import tuned
+
+                module = tuned(module, options.store, options.target)
             self.function = kir.compile(
-                lowered.module, "main", target=options.target, threads=options.threads
+                module, "main", target=options.target, threads=options.threads
             )
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:

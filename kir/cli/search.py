@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,6 @@ from kir.cli.common import (
     File,
     Json,
     KernelName,
-    Shape,
     TargetName,
     Via,
     choose,
@@ -66,7 +65,10 @@ def tune(
     via: Via = None,
     arch: Arch = None,
     kernel: KernelName = None,
-    shape: Shape = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option("--shape", help="dims, like M=4096,N=4096; give it again for more shapes"),
+    ] = None,
     budget: Annotated[str, typer.Option(help="wall-clock time, like 30s or 10m")] = "60s",
     evaluations: Annotated[int | None, typer.Option(min=1, help="at most so many")] = None,
     store: Annotated[str, typer.Option(help="database URL")] = "sqlite:///kir-tune.db",
@@ -94,8 +96,11 @@ def tune(
     until: Annotated[float | None, typer.Option(help="end at so many times the default")] = None,
     as_json: Json = False,
 ) -> None:
-    """Search for a faster schedule; print its derivation. Every variant tried is in the store."""
-    from kir.agent.tune import tune as search
+    """Search for a faster schedule; print its derivation. Every variant tried is in the store.
+
+    Of several shapes each gets its own; `kir lower --store` uses what was found for a shape.
+    """
+    from kir.agent.tune import tune_shapes as search
 
     seconds = parse_budget(budget)
     _, module = read_module(file)
@@ -103,12 +108,12 @@ def tune(
     if not isinstance(item, Kernel):
         names = ", ".join(module.kernels())
         raise UsageError("a search tunes one kernel, not a graph", hint=f"--kernel: {names}")
-    dims = complete_shape(item, parse_shape(shape), DEFAULT_DIM)
+    shapes = [complete_shape(item, parse_shape(text), DEFAULT_DIM) for text in shape or [""]]
     asked = _model(model, base_url, tokens, dollars, prices) if proposer == "openai" else None
     display = None if as_json else _display(seconds)
     try:
         found = search(
-            item, dims, target, via=via, arch=arch, budget_s=seconds, evaluations=evaluations,
+            item, shapes, target, via=via, arch=arch, budget_s=seconds, evaluations=evaluations,
             store=store, seed=seed, resume=resume, start=start, policy=policy, proposer=proposer,
             workers=workers, executor=executor, address=address, stall=stall, fitness=until,
             model=asked, on_event=display.show if display else None,
@@ -119,11 +124,32 @@ def tune(
     if learn is not None:
         from kir.agent.learn import learn as write_page
 
-        typer.echo(f"wrote {write_page(store, item, found, learn)}, for you to review", err=True)
+        for one in found:
+            page = write_page(store, item, one, learn)
+            typer.echo(f"wrote {page}, for you to review", err=True)
     if as_json:
-        emit_json(_record(found))
+        emit_json([_record(one) for one in found] if len(shapes) > 1 else _record(found[0]))
         return
-    _print(found, store)
+    for one in found:
+        if len(shapes) > 1:
+            typer.echo(f"# {_shape(one.dims)}")
+        _print(one, store)
+    if len(shapes) > 1:
+        _table(found)
+
+
+def _shape(dims: Mapping[str, int]) -> str:
+    return ",".join(f"{name}={extent}" for name, extent in dims.items())
+
+
+def _table(found: list[Result]) -> None:
+    """What `kir lower --store` will use at each shape."""
+    shapes = [_shape(one.dims) for one in found]
+    width = max(map(len, shapes))
+    typer.echo(f"\n{'shape':<{width}}  variant  over the default")
+    for text, one in zip(shapes, found, strict=True):
+        used = f"{one.node:7}" if one.speedup > 1 else "default"
+        typer.echo(f"{text:<{width}}  {used}  {one.speedup:.2f}x")
 
 
 def _model(
@@ -151,20 +177,20 @@ class _Display:
         from rich.live import Live
 
         self.console = Console(stderr=True, highlight=False)
-        self.seconds, self.best = seconds, 0.0
+        self.seconds, self.best = seconds, dict[str, float]()
         self.live: Live | None = None
         if self.console.is_terminal:
             self.live = Live(console=self.console, refresh_per_second=4, transient=True)
             self.live.start()
 
     def show(self, event: Event) -> None:
-        best = event.best.fitness if event.best else 0.0
+        best, shape = event.best.fitness if event.best else 0.0, _shape(event.shape)
         if self.live is not None:
             self.live.update(self._table(event, best))
-        elif best > self.best:
+        elif best > self.best.get(shape, 0.0):
             text = f"{event.evaluated} evaluated, best {best:.2f}x the default"
-            print(f"{event.elapsed:6.1f} s  {text}", file=sys.stderr)
-        self.best = max(self.best, best)
+            print(f"{event.elapsed:6.1f} s  {text}{shape and f', {shape}'}", file=sys.stderr)
+        self.best[shape] = max(self.best.get(shape, 0.0), best)
 
     def _table(self, event: Event, best: float) -> Any:
         from rich.table import Table
@@ -178,6 +204,8 @@ class _Display:
             "verdicts": verdicts,
             "time": f"{event.elapsed:.0f} of {self.seconds:.0f} s",
         }
+        if event.shape:
+            rows["shape"] = _shape(event.shape)
         if event.spent:
             rows["spent"] = ", ".join(f"{v:g} {k}" for k, v in event.spent.items())
         made = Table.grid(padding=(0, 2))
