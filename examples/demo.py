@@ -38,7 +38,7 @@ STEPS = (
         "bf16 matmul to PTX (wgmma)",
         "lower {matmul} --target nvidia --arch sm_90 --emit ptx -o {out}/matmul.ptx",
     ),
-    ("tune on the CPU", "tune {softmax} --shape M=1024,N=1024 --budget 30s --store {store} --json"),
+    ("tune on the CPU", "tune {softmax} --shape M=1024,N=1024 --budget 60s --store {store} --json"),
     ("replay what it found", "replay {store} {best}"),
 )
 
