@@ -4,9 +4,9 @@
         --markdown docs/benchmarks-torch.md          (some 25 minutes on two idle cores)
     python -m benchmarks.torch_models --only MLP "linear" --quick
 
-Each case has a process of its own, with empty caches. The first call of what is compiled is the
-compile time (of a forward, or of forward and backward); each backend has compiled a trivial function
-before, so that imports do not count. Then the three are called in turn (A B C A B C ...); a figure is
+Each case has a process of its own, with empty caches. The first call of what is compiled is its
+compile time (of a forward, or of forward and backward); a trivial function was compiled
+before, so imports do not count. Then the three are called in turn (A B C A B C ...); a figure is
 the median of these rounds. Results are kept case by case: a run goes on where one was stopped.
 """
 
