@@ -46,14 +46,17 @@ def test_what_pytorch_ran_is_seen() -> None:
 
 
 def test_the_table_counts_an_operator_by_its_worst_variant() -> None:
-    from benchmarks.opinfo import Outcome, by_operator, markdown
+    from benchmarks.opinfo_table import Outcome, by_operator, record, table
+
+    def operator_of(name: str) -> str:
+        return name.split(".")[0]
 
     results = {
         ("softmax", "float32"): [Outcome(True)],
         ("softmax.with_dtype", "float32"): [Outcome(True), Outcome(False, "wrong | so")],
         ("abs", "float32"): [Outcome(True)],
     }
-    assert by_operator(results, "float32") == {"softmax": "failed", "abs": "ok"}
-    text = markdown(results, ["float32"], 1)
-    assert "| float32 | 2 | 1 | 0 | 0 | 1 |" in text
+    assert by_operator(results, "float32", operator_of) == {"softmax": "failed", "abs": "ok"}
+    text = table(record(results, ["float32"], 1, operator_of))
+    assert "| float32 | 2 | 1 | 0 | 0 | 0 | 1 |" in text
     assert "| softmax.with_dtype | 1/2 | wrong \\| so |" in text

@@ -22,7 +22,7 @@ from kir.frontends.torch.values import (
     pointwise,
 )
 from kir.ir import Expr, const
-from kir.ops import op
+from kir.ops import identity, op
 
 if TYPE_CHECKING:
     from kir.frontends.torch.lower import Lowering
@@ -187,8 +187,8 @@ def index(low: Lowering, x: Value, indices: Sequence[Value | None]) -> Value:
 def gather(
     low: Lowering, x: Value, axis: int, indices: Value, sparse: bool = False, **_: Any
 ) -> Value:
-    if not x.dims:
-        return x
+    if not x.dims or 0 in indices.shape:  # of any rank, where there are none
+        return x if not x.dims else Value(indices.dims, x.dtype, lambda _: identity("add", x.dtype))
     axis %= len(x.dims)
     for k, d in enumerate(x.dims):
         if k == axis or d.size != indices.dims[k].size:
