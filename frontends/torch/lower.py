@@ -226,6 +226,11 @@ class Lowering:
         """A value of which each element is a read: this one, or this one stored."""
         return v if v.plain else self.keep(v)
 
+    def factor(self, v: Value) -> Value:
+        """A factor of a product, of which each element is used many times: what is computed is
+        stored, and is the end of the kernel that makes what it is computed of."""
+        return v if v.size == 1 else self.keep(v)
+
     def keep(self, v: Value) -> Value:
         """Store it."""
         if v.stored is None:

@@ -308,17 +308,21 @@ def _arg(name: str, low: Lowering, x: Value, axis: int | None, keep: bool) -> Va
 
 
 def mm(low: Lowering, a: Value, b: Value) -> Value:
-    return contracted(a, b, 0, low.names, _sums(low.out.dtype), low.out.dtype)
+    return contracted(
+        low.factor(a), low.factor(b), 0, low.names, _sums(low.out.dtype), low.out.dtype
+    )
 
 
 def bmm(low: Lowering, a: Value, b: Value) -> Value:
-    return contracted(a, b, 1, low.names, _sums(low.out.dtype), low.out.dtype)
+    return contracted(
+        low.factor(a), low.factor(b), 1, low.names, _sums(low.out.dtype), low.out.dtype
+    )
 
 
 def addmm(low: Lowering, bias: Value, a: Value, b: Value, beta: Any = 1, alpha: Any = 1) -> Value:
     dtype = low.out.dtype
     wide = _sums(dtype)
-    product = low.keep(contracted(a, b, 0, low.names, wide, wide))
+    product = low.keep(contracted(low.factor(a), low.factor(b), 0, low.names, wide, wide))
 
     def element(c: Expr, p: Expr) -> Expr:
         p = p if alpha == 1 else op("mul", p, number(p, alpha))
@@ -337,7 +341,7 @@ def addbmm(
     """The products of a batch, added up."""
     dtype = low.out.dtype
     wide = _sums(dtype)
-    products = low.keep(contracted(a, b, 1, low.names, wide, wide))
+    products = low.keep(contracted(low.factor(a), low.factor(b), 1, low.names, wide, wide))
     total = low.keep(reduced("sum", products, [0], False, low.names, wide, wide))
 
     def element(c: Expr, p: Expr) -> Expr:
