@@ -23,12 +23,14 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Chip:
-    """Cycles and bytes of one core: cache sizes, bytes per cycle out of each level beyond it."""
+    """Cycles and bytes of one core: cache sizes, their sets (1 where addresses are hashed), bytes
+    per cycle out of each level beyond it."""
 
     cores: int = 2
     vector: int = 32
     registers: int = 16
     caches: tuple[int, ...] = (32 << 10, 512 << 10, 4 << 20)
+    sets: tuple[int, ...] = (64, 1024, 1)
     bandwidths: tuple[float, ...] = (32.0, 12.0, 5.0)
     latency: int = 4
     launch: int = 15_000
@@ -74,11 +76,12 @@ def analyse(kernel: Kernel, walker: Callable[[Kernel], Walker] | None = None) ->
 
 @dataclass(frozen=True)
 class Around:
-    """A loop around a statement: name, trips, kind."""
+    """A loop around a statement: name, trips, kind, and whether a `where` leaves iterations out."""
 
     name: str
     trips: int
     kind: str
+    masked: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class Walker:
                 if s.kind == "grid" and not any(a.kind == "grid" for a in around):
                     self.counts["grids"] += 1
                     self._launch(around)
-                loop = Around(s.axis.name, max(0, _number(s.axis.extent)), s.kind)
+                loop = Around(s.axis.name, max(0, _number(s.axis.extent)), s.kind, bool(s.where))
                 self.block(s.body, (*around, loop))
             elif isinstance(s, If):
                 self.counts["masks"] += 1
@@ -160,8 +163,8 @@ class Walker:
         room = chip.registers - 2
         spilled = max(0.0, vectors - room) * steps * 2 if updates and vectors > room else 0.0
         memory = sum(
-            self._traffic(every, around, size) / rate
-            for size, rate in zip(chip.caches, chip.bandwidths, strict=True)
+            self._traffic(every, around, size, sets) / rate
+            for size, sets, rate in zip(chip.caches, chip.sets, chip.bandwidths, strict=True)
         )
         speedup = self._speedup(around)
         overhead = steps / max(unrolled, 1)
@@ -199,7 +202,7 @@ class Walker:
             return 1.0, 0.0
         inner = around[-1]
         plain = inner.kind == "for" and target.strides.get(inner.name) == 1
-        if inner.kind != "tile" and not plain:
+        if (inner.kind != "tile" and not plain) or inner.masked:
             return 1.0, 0.0
         size = max((a.size for a in every), default=4)
         apart = [a for a in every if a.strides.get(inner.name, 0.0) not in (0.0, 1.0)
@@ -223,13 +226,16 @@ class Walker:
         each = width if a.strides.get(inner) == 1 else 1.0
         return trips / max(shared, 1) / each
 
-    def _traffic(self, every: list[_Access], around: tuple[Around, ...], cache: int) -> float:
-        """Bytes that come from beyond a cache of a size."""
+    def _traffic(
+        self, every: list[_Access], around: tuple[Around, ...], cache: int, sets: int
+    ) -> float:
+        """Bytes that come from beyond a cache of a size, whose lines lie in so many sets."""
         kept = [a for a in every if a.space != "reg"]
         for depth in range(len(around) + 1):
             inside = around[depth:]
             prints = [_footprint(a, inside) for a in kept]
-            if sum(prints) <= cache * 0.75 or depth == len(around):
+            taken = sum(_taken(a, inside, held, sets) for a, held in zip(kept, prints, strict=True))
+            if taken <= cache * 0.75 or depth == len(around):
                 total = 0.0
                 for a, held in zip(kept, prints, strict=True):
                     used = [x for x in around[:depth] if x.trips > 1]
@@ -267,6 +273,28 @@ def _footprint(a: _Access, inside: tuple[Around, ...]) -> float:
     nearest = min((by for _, by in moving), default=1.0)
     line = min(64.0, max(1.0, nearest) * a.size)
     return min(elements * line, max(a.whole, 64))
+
+
+def _taken(a: _Access, inside: tuple[Around, ...], held: float, sets: int) -> float:
+    """Bytes of cache that lines of so many bytes take away: where they lie apart by a power of two,
+    as in the columns of a matrix, they share few sets (Lam, Rothberg, Wolf, The Cache Performance
+    and Optimizations of Blocked Algorithms, ASPLOS 1991, section 3)."""
+    if sets == 1:
+        return held
+    reached, run = 1.0, float(a.size)
+    for x in inside:
+        apart = abs(a.strides.get(x.name, 0.0)) * a.size
+        if not apart or x.trips <= 1:
+            continue
+        if apart < 64:
+            run += apart * (x.trips - 1)
+        elif apart % 64 == 0:
+            reached *= min(x.trips, sets // math.gcd(int(apart // 64), sets))
+        else:
+            reached *= x.trips
+    reached = min(float(sets), reached * max(1.0, run / 64))
+    lines = held / 64
+    return max(held, lines / reached * sets * 64) if lines > reached else held
 
 
 def _coefficients(index: Expr) -> dict[str, float]:
