@@ -403,6 +403,8 @@ class _Worker:
         self.pipe.send(task)
 
 
+TASKS = 150
+"""How many a child is given before it is replaced: PyTorch keeps what it compiled."""
 STILL = 4
 """A sample that takes this many times its limit on the clock is stuck."""
 
@@ -444,7 +446,7 @@ def _serve(
         worker.process.join()
         ended = worker.process.exitcode == -signal.SIGXCPU
         why = "out of time" if ended else f"the process died ({worker.process.exitcode})"
-    if why or (worker.count >= 60 and not worker.task):
+    if why or (worker.count >= TASKS and not worker.task):
         worker.restart()
     if why and worker.task:
         results.setdefault(worker.task, []).append(Outcome(False, why))

@@ -174,6 +174,34 @@ def native_dropout(
     return pointwise(element, [x, mask], dtype), mask
 
 
+def rrelu(
+    low: Lowering, x: Value, noise: Value, lower: float = 1 / 8, upper: float = 1 / 3,
+    training: bool = False, **_: Any,
+) -> tuple[Value, Value]:  # fmt: skip
+    """A slope for each element that is at most 0, drawn in training, else the middle one; and the
+    slopes."""
+    dtype = x.dtype
+    wide = f32 if dtype.bits < 32 else dtype
+
+    def bent(e: Expr, slope: Expr) -> Expr:
+        full = cast(e, wide)
+        return cast(
+            op("select", op("gt", full, number(full, 0)), full, op("mul", full, slope)), dtype
+        )
+
+    if not training:
+        middle = Const((lower + upper) / 2, wide)
+        return pointwise(lambda e: bent(e, middle), [x], dtype), noise
+
+    def element(u: Uniform, _: Sequence[Index]) -> Expr:
+        return op("add", op("mul", u(0), Const(upper - lower, f32)), Const(float(lower), f32))
+
+    slopes = drawn(low, x.shape, dtype, 1, element)
+    kept = pointwise(lambda e, s: op("select", op("gt", e, number(e, 0)), number(s, 1), s),
+                     [x, slopes], dtype)  # fmt: skip
+    return pointwise(lambda e, s: bent(e, cast(s, wide)), [x, slopes], dtype), kept
+
+
 def randperm(low: Lowering, n: int, **_: Any) -> Value:
     """The order of n numbers."""
     dtype = low.out.dtype
@@ -239,5 +267,6 @@ RANDOMS: dict[str, Structural] = {
     "log_normal.default": log_normal,
     "native_dropout.default": native_dropout,
     "randperm.default": randperm,
+    "rrelu_with_noise_functional.default": rrelu,
     "multinomial.default": multinomial,
 }

@@ -3,7 +3,9 @@ not expressions."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from kir.dtypes import DType, bool_, i64
@@ -13,6 +15,8 @@ from kir.frontends.torch.gathers import from_either_end
 from kir.frontends.torch.table import Structural, number, wide_of
 from kir.frontends.torch.values import (
     CHEAP,
+    HEAVY,
+    REDUCED,
     Value,
     aligned,
     carried,
@@ -22,8 +26,9 @@ from kir.frontends.torch.values import (
     index_of,
     permuted,
     pointwise,
+    reduced,
 )
-from kir.ir import Axis, Const, Define, Expr, Loop, Read, Stmt, Store, Var, const
+from kir.ir import Axis, Const, Define, Expr, Loop, Read, Reduce, Stmt, Store, Var, const
 from kir.ops import identity, op
 
 if TYPE_CHECKING:
@@ -288,6 +293,112 @@ def index_put(
     return pointwise(lambda e: cast(e, dtype), [written(low, base, source, place, "add")], dtype)
 
 
+def put(low: Lowering, x: Value, indices: Value, source: Value, accumulate: bool = False) -> Value:
+    """By places in the order of the elements of `x`."""
+    total, count = prod(x.shape), prod(indices.shape)
+    if not count:
+        return x
+    flat, places, values = (
+        low.viewed(v, [n]) for v, n in ((x, total), (indices, count), (source, count))
+    )
+    return low.viewed(index_put(low, flat, [places], values, accumulate), x.shape)
+
+
+def nonzero_static(low: Lowering, x: Value, *, size: int, fill_value: int = -1) -> Value:
+    """The places of the first `size` elements that are not 0, in order; then `fill_value`."""
+    total, rank = prod(x.shape), len(x.dims)
+    fill = const(fill_value)
+    if not total or not rank or not size:
+        if total and size and not rank:
+            raise UnsupportedError("nonzero_static of one number is not compiled")
+        return Value(low.dims([size, rank]), i64, lambda _: fill)
+    flags = low.keep(pointwise(lambda e: cast(op("ne", e, literal(e.dtype, 0)), i64), [x], i64))
+    flat = low.viewed(flags, [total])
+    counts = scanned(low, flat, 0, i64, const(0), lambda past, e, _: op("add", past, e))
+
+    def target(flag: Expr, count: Expr) -> Expr:
+        """The place after the last takes those that are not wanted."""
+        wanted = op("and", op("ne", flag, const(0)), op("le", count, const(size)))
+        return op("select", wanted, op("sub", count, const(1)), const(size))
+
+    targets = low.keep(pointwise(target, [flat, counts], i64))
+    (along,) = targets.dims
+    places = Value([along], i64, lambda i: along.joined(i[0]) if total > 1 else const(0))
+    start = Value(low.dims([size + 1]), i64, lambda _: fill)
+    found = scattered(low, start, 0, targets, places, None)
+    dims = low.dims([size, rank])
+    for d in dims:
+        low.whole(d)
+    strides = [prod(x.shape[k + 1 :]) for k in range(rank)]
+
+    def at(indices: Sequence[Index]) -> Expr:
+        row = dims[0].joined(indices[0]) if size > 1 else const(0)
+        place = found.at([(row,)])
+        axis = dims[1].joined(indices[1]) if rank > 1 else const(0)
+        e: Expr = const(0)
+        for k, (stride, n) in enumerate(zip(strides, x.shape, strict=True)):
+            here = op("mod", op("floordiv", place, const(stride)), const(n))
+            e = op("select", op("eq", axis, const(k)), here, e)
+        filled = op("ge", row, counts.at([(const(total - 1),) if total > 1 else ()]))
+        return op("select", filled, fill, e)
+
+    return Value(dims, i64, at, HEAVY)
+
+
+def _number(dtype: DType, value: Any) -> Value:
+    constant = literal(dtype, value)
+    return Value((), dtype, lambda _: constant)
+
+
+def histc(low: Lowering, x: Value, bins: int = 100, least: Any = 0, most: Any = 0) -> Value:
+    """How many elements are in each of `bins` of one width, from `least` to `most`, both in; these
+    are those of the elements where they are equal, and 1 farther apart each where those are. NaN
+    where an edge is not finite, of which eager makes an error."""
+    dtype = low.out.dtype
+    if not x.dtype.is_float or x.dtype.bits < 32:
+        raise UnsupportedError(f"histc of {x.dtype} is not compiled")
+    total = prod(x.shape)
+    dims = low.dims([bins])
+    low.whole(dims[0])
+    if not total:
+        return Value(dims, dtype, lambda _: literal(dtype, 0))
+    flat = low.viewed(low.readable(x), [total])
+    edges = [_number(dtype, v) for v in (least, most)]
+    if least == most:
+        if least == 0:
+            edges = [
+                low.keep(reduced(name, flat, [0], False, low.names)) for name in ("min", "max")
+            ]
+        first, last = edges
+        for k, step in ((0, -1.0), (1, 1.0)):
+
+            def apart(a: Expr, b: Expr, k: int = k, step: float = step) -> Expr:
+                own = b if k else a
+                return op("select", op("eq", a, b), op("add", own, literal(dtype, step)), own)
+
+            edges[k] = low.keep(pointwise(apart, [first, last], dtype))
+
+    def element(e: Expr, a: Expr, b: Expr) -> Expr:
+        part = op("div", op("mul", op("sub", e, a), literal(dtype, bins)), op("sub", b, a))
+        inside = op("and", op("ge", e, a), op("le", e, b))
+        held_ = op("select", inside, part, literal(dtype, -1))
+        return op("min", cast(op("trunc", held_), i64), const(bins - 1))
+
+    which = low.keep(pointwise(element, [flat, *edges], i64))
+
+    def at(indices: Sequence[Index]) -> Expr:
+        own = dims[0].joined(indices[0]) if bins > 1 else const(0)
+        here = low.names.axes(which.dims[0])
+        same = op("eq", which.at([index_of(here)]), own)
+        count = cast(same, i64)
+        total = cast(Reduce("sum", tuple(here), (), count) if here else count, dtype)
+        a, b = (v.at([]) for v in edges)
+        return op("select", op("isnan", op("sub", op("sub", b, a), op("sub", b, a))),
+                  literal(dtype, math.nan), total)  # fmt: skip
+
+    return Value(dims, dtype, at, REDUCED)
+
+
 def _masked_put(
     low: Lowering, x: Value, given: Sequence[tuple[int, Value]], values: Value, accumulate: bool
 ) -> Value:
@@ -452,6 +563,9 @@ SCATTERS: dict[str, Structural] = {
     "index_fill.int_Scalar": index_fill,
     "index_fill.int_Tensor": index_fill,
     "index_put.default": index_put,
+    "put.default": put,
+    "nonzero_static.default": nonzero_static,
+    "histc.default": histc,
     "_unsafe_index_put.default": index_put,
     "embedding_dense_backward.default": embedding_dense_backward,
     "cumsum.default": _scan("add", _zero),

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kir.dtypes import DType
+from kir.dtypes import DTYPES, DType
 from kir.frontends.torch.values import Value
-from kir.ir import Const, Expr
+from kir.ir import Cast, Const, Expr
 from kir.ops import op
 
 Element = Callable[..., Expr]
@@ -45,7 +45,12 @@ def _unary(name: str) -> Pointwise:
 
 
 def _compare(name: str) -> Pointwise:
-    return Pointwise(_op(name), "ALWAYS_BOOL", operands=2)
+    def element(a: Expr, b: Expr) -> Expr:
+        if a.dtype.is_bool and name not in ("eq", "ne"):  # bools have no order: those of integers
+            a, b = Cast(a, DTYPES["i8"]), Cast(b, DTYPES["i8"])
+        return op(name, a, b)
+
+    return Pointwise(element, "ALWAYS_BOOL", operands=2)
 
 
 def _add(a: Expr, b: Expr, alpha: float = 1) -> Expr:
@@ -79,6 +84,19 @@ def _gelu(x: Expr, approximate: str = "none") -> Expr:
 
 def _silu(x: Expr) -> Expr:
     return op("div", x, op("add", number(x, 1), op("exp", op("neg", x))))
+
+
+def _max(a: Expr, b: Expr) -> Expr:
+    return op("or" if a.dtype.is_bool else "max", a, b)
+
+
+def _min(a: Expr, b: Expr) -> Expr:
+    return op("and" if a.dtype.is_bool else "min", a, b)
+
+
+def _rounded(name: str) -> Element:
+    """Of an integer itself."""
+    return lambda x: op(name, x) if x.dtype.is_float else x
 
 
 def _clamp(x: Expr, low: float | None = None, high: float | None = None) -> Expr:
@@ -130,8 +148,8 @@ def _bitwise(boolean: str, whole: str) -> Element:
 
 
 def _clamp_tensor(x: Expr, low: Expr | None = None, high: Expr | None = None) -> Expr:
-    x = x if low is None else op("max", x, low)
-    return x if high is None else op("min", x, high)
+    x = x if low is None else _max(x, low)
+    return x if high is None else _min(x, high)
 
 
 def _known(name: str) -> Element:
@@ -139,7 +157,7 @@ def _known(name: str) -> Element:
 
     def element(a: Expr, b: Expr) -> Expr:
         if not a.dtype.is_float:
-            return op(name, a, b)
+            return (_max if name == "max" else _min)(a, b)
         rest = op("select", op("isnan", b), a, op(name, a, b))
         return op("select", op("isnan", a), b, rest)
 
@@ -176,8 +194,8 @@ def _log10(x: Expr) -> Expr:
 
 POINTWISE: dict[str, Pointwise] = {
     "clamp.Tensor": Pointwise(_clamp_tensor, operands=3),
-    "clamp_min.Tensor": Pointwise(_op("max"), operands=2),
-    "clamp_max.Tensor": Pointwise(_op("min"), operands=2),
+    "clamp_min.Tensor": Pointwise(_max, operands=2),
+    "clamp_max.Tensor": Pointwise(_min, operands=2),
     "fmax.default": Pointwise(_known("max"), operands=2),
     "fmin.default": Pointwise(_known("min"), operands=2),
     "logical_xor.default": Pointwise(_op("ne"), "BOOL", operands=2),
@@ -199,8 +217,8 @@ POINTWISE: dict[str, Pointwise] = {
     "neg.default": Pointwise(_op("neg")),
     "abs.default": Pointwise(_op("abs")),
     "sign.default": Pointwise(_op("sign")),
-    "maximum.default": Pointwise(_op("max"), operands=2),
-    "minimum.default": Pointwise(_op("min"), operands=2),
+    "maximum.default": Pointwise(_max, operands=2),
+    "minimum.default": Pointwise(_min, operands=2),
     "relu.default": Pointwise(_relu),
     "hardtanh.default": Pointwise(_hardtanh),
     "leaky_relu.default": Pointwise(_leaky_relu),
@@ -210,10 +228,10 @@ POINTWISE: dict[str, Pointwise] = {
     "clamp.default": Pointwise(_clamp),
     "clamp_min.default": Pointwise(lambda x, low: _clamp(x, low)),
     "clamp_max.default": Pointwise(lambda x, high: _clamp(x, None, high)),
-    "floor.default": Pointwise(_op("floor")),
-    "ceil.default": Pointwise(_op("ceil")),
-    "trunc.default": Pointwise(_op("trunc")),
-    "round.default": Pointwise(_op("round")),
+    "floor.default": Pointwise(_rounded("floor")),
+    "ceil.default": Pointwise(_rounded("ceil")),
+    "trunc.default": Pointwise(_rounded("trunc")),
+    "round.default": Pointwise(_rounded("round")),
     "reciprocal.default": Pointwise(_op("recip"), "INT_TO_FLOAT"),
     "sqrt.default": _unary("sqrt"),
     "rsqrt.default": _unary("rsqrt"),
