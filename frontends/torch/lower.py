@@ -32,6 +32,7 @@ from kir.frontends.torch.specials import SPECIALS
 from kir.frontends.torch.structural import STRUCTURAL as PLAIN
 from kir.frontends.torch.table import POINTWISE as TABLE
 from kir.frontends.torch.table import Pointwise, Structural
+from kir.frontends.torch.tidy import tidy
 from kir.frontends.torch.values import (
     CHEAP,
     PRODUCT,
@@ -562,7 +563,8 @@ class _Assembly:
             results = [n for n in made if n in later or n in outputs]
             name = f"k{k}"
             body = tuple(s for piece in group for s in piece.body)
-            kernels.append(Kernel(name, (), self._params(reads), self._params(results), (), body))
+            params = self._params(reads), self._params(results)
+            kernels.append(tidy(Kernel(name, (), *params, (), body)))
             calls.append(Call(tuple(results), name, (), tuple(reads)))
         graph = Graph("main", (), self._params(inputs), self._params(outputs), (), tuple(calls))
         return shared(Module((*kernels, graph)))
