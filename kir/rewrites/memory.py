@@ -353,10 +353,11 @@ def fills(stmt: Stmt, name: str, shape: dict[int, Expr]) -> bool:
 
 
 def _smaller(found: Window, extent: Expr) -> bool:
-    """Whether a window is a constant part of a dim: all of it is kept otherwise."""
+    """Whether a window is a constant part of a dim, or one index of a dim of 1, which need not be
+    kept: all of the dim is otherwise."""
     if not isinstance(found.size, Const):
         return False
-    return not isinstance(extent, Const) or int(found.size.value) < int(extent.value)
+    return int(found.size.value) == 1 or not isinstance(extent, Const) or int(found.size.value) < int(extent.value)
 
 
 def users_path(block: Block, name: str) -> tuple[Loop | If, ...]:

@@ -14,7 +14,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -195,6 +195,19 @@ def examples(target: str) -> Programs:
     return programs
 
 
+def programs(target: str, files: Sequence[str]) -> Programs:
+    """Kernels scheduled by hand, for what no default schedule makes, or makes alone."""
+
+    def found(first: str) -> Iterator[Program]:
+        folder = ROOT / "tests" / "planted" / "programs"
+        modules = [parse(read(folder / f"{file}.kir")) for file in files]
+        kernels = [k for m in modules for k in m.kernels().values()]
+        for kernel in sorted(kernels, key=lambda k: not (first and k.name.startswith(first))):
+            yield Program(kernel.name, kernel, (), target)
+
+    return found
+
+
 def papers(first: str) -> Iterator[Program]:
     """The kernels from papers under their own derivations."""
     for path in _files("examples/papers", first):
@@ -287,6 +300,9 @@ CORPORA: dict[str, Programs] = {
     **{f"{t}:rewrites": on(t, rewrites) for t in TARGETS},
     **{f"{t}:examples": examples(t) for t in TARGETS},
     **{f"{t}:ops": operators(t) for t in TARGETS},
+    "cpu:programs": programs("cpu", ("blocks", "cpu")),
+    "nvidia:programs": programs("nvidia", ("blocks",)),
+    "accel:programs": programs("accel", ("accel",)),
 }
 """Beside these, `random` and `TARGET:random` are what the fuzzer makes."""
 
