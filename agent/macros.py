@@ -6,7 +6,8 @@ rewrites judge what is legal.
 
 - `block`: a reduction under parallel loops: two or three of these in register blocks of lanes,
   the reductions outside of the block, what it reads staged, products contracted.
-- `rows`: all nests over one outer loop fused, their temporaries contracted, inner loops as lanes.
+- `rows`: all nests over one outer loop fused, their temporaries contracted, inner loops as lanes;
+  outputs stored past the caches, or not.
 - `lanes`: inner loops as lanes where they are. `parallel`: outermost loops over the cores.
 """
 
@@ -73,6 +74,7 @@ def macros(kernel: Kernel) -> Iterator[tuple[str, Callable[[], Steps]]]:
     if any(isinstance(s, Loop) for s in kernel.body):
         for width in WIDTHS:
             yield f"rows {width}", _bound(_rows, kernel, width)
+            yield f"rows {width} streamed", _bound(_streamed_rows, kernel, width)
             yield f"lanes {width}", _bound(_lanes, kernel, width)
         yield "parallel", _bound(_parallel, kernel)
 
@@ -200,6 +202,17 @@ def _rows(kernel: Kernel, width: int) -> Steps:
         if not cursor.attempt("contract", buffer.name, "reg"):
             cursor.attempt("contract", buffer.name, "local")
     return (*cursor.steps, *_finish(cursor, width))
+
+
+def _streamed_rows(kernel: Kernel, width: int) -> Steps:
+    """With outputs that go past the caches."""
+    cursor = Cursor(kernel)
+    for step in _rows(kernel, width):
+        cursor.do(step.rewrite, *step.args, **dict(step.options))
+    for s in cursor.kernel.body:
+        if isinstance(s, Loop) and s.kind == "grid":
+            cursor.attempt("hint", s.axis.name, "stream", 1)
+    return tuple(cursor.steps)
 
 
 def _fuse_alike(cursor: Cursor, block: Callable[[], list[Stmt]]) -> None:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kir.agent.evaluate import MODELLED
 from kir.ir import Const, Kernel, Loop, Step, walk
 from kir.rewrites import REWRITES, canonical
 
 MAX_UNROLL = 8
 MAX_TILE = 4096
 """Lanes of a `tile` worth trying: each is a register's worth of code on a CPU."""
-IDLE = frozenset({"hint", "set_space", "layout", "reuse"})
+IDLE = frozenset({"set_space", "layout", "reuse"})
 """Rewrites that only another one, or a machine that is not measured here, makes worth while."""
 
 
-HINTS = frozenset({"num_warps", "num_stages"})
-"""What a GPU's compiler heeds."""
+HINTS = {
+    "cpu": frozenset({"stream", "ahead"}),
+    "nvidia": frozenset({"num_warps", "num_stages"}),
+    "amd": frozenset({"num_warps", "num_stages"}),
+}
+"""Hints that a target's backend heeds."""
 
 
 def legal_looking(kernel: Kernel, target: str = "cpu") -> Iterator[Step]:
@@ -31,10 +34,7 @@ def legal_looking(kernel: Kernel, target: str = "cpu") -> Iterator[Step]:
         if isinstance(n, Loop)
     }
     for name, rewrite in REWRITES.items():
-        heeded = name == "hint" and target in MODELLED
-        if (name in IDLE and not heeded) or (
-            rewrite.effect == "approximates" and name != "contract_fma"
-        ):
+        if name in IDLE or (rewrite.effect == "approximates" and name != "contract_fma"):
             continue
         for move in rewrite.candidates(kernel):
             for step in move.steps():
@@ -46,7 +46,7 @@ def _promising(step: Step, extents: dict[str, int | None], target: str) -> bool:
     """Whether a step makes code of a sensible size."""
     given = dict(step.options)
     if step.rewrite == "hint":
-        return given.get("key") in HINTS
+        return given.get("key") in HINTS.get(target, ())
     extent = extents.get(str(given.get("loop")))
     if step.rewrite == "unroll":
         return extent is not None and extent <= MAX_UNROLL

@@ -149,7 +149,7 @@ class Rules:
         return mixed
 
 
-DRAFTS = 6
+DRAFTS = 8
 
 
 def drafts(
