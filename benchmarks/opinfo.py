@@ -36,6 +36,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import description
 from benchmarks.opinfo_table import Outcome, Results, missing, record, summary, table
 
 DTYPES = ("float32", "bfloat16", "int64", "bool")
@@ -487,16 +488,19 @@ def main() -> None:
         and (not given.only or any(part in name for part in given.only))
     ]
     started = time.monotonic()
-    results = read_log(given.log) if given.log and given.log.exists() else Results()
+    commit = description()["commit"]
+    results, commits = read_log(given.log) if given.log else (Results(), set[str]())
+    commits.add(commit)
 
     def tell(task: tuple[str, str], found: list[Outcome]) -> None:
         if given.log:
             with given.log.open("a") as log:
-                log.write(json.dumps([*task, [asdict(o) for o in found]]) + "\n")
+                log.write(json.dumps([*task, [asdict(o) for o in found], commit]) + "\n")
 
     left = [task for task in tasks if task not in results]
     results |= survey(left, given.samples, given.jobs, given.limit, tell)
-    made = record(results, given.dtypes, given.samples, operator_of)
+    kept = {task: found for task, found in results.items() if task[1] in given.dtypes}
+    made = record(kept, given.dtypes, given.samples, sorted(commits), operator_of)
     print(json.dumps(made["operators"], indent=1))
     print(missing(results), f"\n{time.monotonic() - started:.0f} s")
     if given.json:
@@ -505,13 +509,18 @@ def main() -> None:
         given.markdown.write_text(table(made))
 
 
-def read_log(path: Path) -> Results:
-    """What `--log` wrote."""
-    found = Results()
-    for line in path.read_text().splitlines():
-        name, dtype, outcomes = json.loads(line)
+def read_log(path: Path) -> tuple[Results, set[str]]:
+    """What `--log` wrote, and at which commits. A line that was cut short is taken out."""
+    found, commits = Results(), set[str]()
+    if not path.exists():
+        return found, commits
+    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    path.write_text("".join(whole))
+    for line in whole:
+        name, dtype, outcomes, commit = json.loads(line)
         found[name, dtype] = [Outcome(**o) for o in outcomes]
-    return found
+        commits.add(commit)
+    return found, commits
 
 
 if __name__ == "__main__":

@@ -51,15 +51,16 @@ def by_operator(results: Results, dtype: str, operator_of: Callable[[str], str])
 
 
 def record(
-    results: Results, dtypes: Sequence[str], samples: int, operator_of: Callable[[str], str]
-) -> dict[str, Any]:
-    """All that the survey found, and what it depends on."""
+    results: Results, dtypes: Sequence[str], samples: int, commits: Sequence[str],
+    operator_of: Callable[[str], str],
+) -> dict[str, Any]:  # fmt: skip
+    """All that the survey found, and what it depends on; `commits`: those at which it ran."""
     import torch
 
     counts = {d: collections.Counter(by_operator(results, d, operator_of).values()) for d in dtypes}
     return {
         **description(), "python": platform.python_version(), "torch": torch.__version__,
-        "samples": samples, "dtypes": list(dtypes),
+        "commits": list(commits), "samples": samples, "dtypes": list(dtypes),
         "operators": {d: {r: counts[d][r] for r in reversed(RANKS)} for d in dtypes},
         "results": [_row(name, dtype, found) for (name, dtype), found in sorted(results.items())],
     }  # fmt: skip
@@ -93,8 +94,8 @@ def table(made: dict[str, Any]) -> str:
         "nobody wrote, so that values are not compared. *no work*: gives no tensor that is "
         "computed. *no sample*: eager takes none. An operator counts when all its variants pass.",
         "",
-        f"Commit {made['commit']}; PyTorch {made['torch']}, Python {made['python']}, NumPy "
-        f"{made['numpy']}; {made['cpu']}.", "",
+        f"Commit {', '.join(made['commits'])}; PyTorch {made['torch']}, Python {made['python']}, "
+        f"NumPy {made['numpy']}; {made['cpu']}.", "",
         "| dtype | operators | ok | no work | drawn | no sample | failed |",
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra kir[torch])")
 pytest.importorskip("expecttest", reason="PyTorch's tests need expecttest (the extra kir[dev])")
 
 FLOAT32 = [
-    "addbmm", "argmax", "clamp", "copysign", "cummax", "cumprod", "diagonal_scatter",
-    "floor_divide", "fmod", "index_add", "kthvalue", "logcumsumexp",
+    "addbmm", "argmax", "cdist", "clamp", "copysign", "cummax", "cumprod", "diagonal_scatter",
+    "floor_divide", "fmod", "frexp", "gather", "histc", "index_add", "index_put", "kthvalue",
+    "logcumsumexp", "max.reduction_with_dim",
     "masked_scatter", "mode", "nextafter", "scatter_reduce.mean", "searchsorted", "slice_scatter",
     "sort", "std", "topk", "tril", "unfold", "nn.functional.adaptive_max_pool2d",
     "nn.functional.avg_pool3d", "nn.functional.conv_transpose2d", "nn.functional.cross_entropy",
     "nn.functional.group_norm", "nn.functional.interpolate.bilinear", "nn.functional.max_pool2d",
-    "nn.functional.pad.reflect",
+    "nn.functional.pad.reflect", "nn.functional.scaled_dot_product_attention",
 ]  # fmt: skip
 OTHERS = [
     ("bfloat16", "softmax"), ("bfloat16", "nn.functional.layer_norm"), ("bfloat16", "var_mean"),
+    ("bfloat16", "sort"), ("bool", "lt"), ("int64", "nn.functional.avg_pool2d"),
     ("int64", "floor_divide"), ("int64", "cumsum"), ("int64", "amax"), ("bool", "any"),
     ("bool", "where"), ("bool", "flip"),
 ]  # fmt: skip
@@ -34,6 +39,56 @@ def test_it_is_as_eager(dtype: str, name: str) -> None:
     assert all(o.ok and o.compiled for o in found), found
 
 
+def _compiled(f: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+    torch._dynamo.reset()
+    made = torch.compile(f, backend="kir", options={"strict": True}, dynamic=False)
+    result: torch.Tensor = made(*inputs)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("lgamma", -20, 20), ("digamma", -20, 20), ("erfc", -10, 10), ("erfinv", -1, 1),
+        ("special.ndtri", 0, 1), ("special.log_ndtr", -30, 10), ("special.erfcx", -5, 30),
+        ("special.i0", -40, 40), ("special.i1e", -40, 40), ("special.bessel_j1", -40, 40),
+        ("special.bessel_y0", 0, 40), ("special.modified_bessel_k1", 0, 40),
+    ],
+)  # fmt: skip
+def test_special_functions_are_rounded_once(name: str, least: float, most: float) -> None:
+    """Half a unit of f32, and what f64 lost before; Bessel's own zeros are not in f32."""
+    f = torch
+    for part in name.split("."):
+        f = getattr(f, part)
+    x = torch.cat([torch.linspace(least, most, 997), torch.tensor([0.5, 1, 2, least, most])])
+    exact = f(x.double())  # type: ignore[operator]
+    unit = torch.finfo(torch.float32).eps * exact.abs().clamp(min=2.0**-126)
+    unit += 1e-8 if "bessel_j" in name or "bessel_y" in name else 0.0
+    got = _compiled(f, x)  # type: ignore[arg-type]
+    finite = torch.isfinite(exact.float())
+    assert torch.equal(got[~finite].isnan(), exact[~finite].isnan())
+    assert bool(((got.double() - exact).abs() <= 0.7 * unit)[finite].all())
+
+
+def test_derivatives_of_digamma_go_below_zero() -> None:
+    x = torch.linspace(-5.03, 9, 401)
+    exact = torch.polygamma(3, x.double())
+    got = _compiled(lambda v: torch.polygamma(3, v), x)
+    assert bool(((got.double() - exact).abs() <= 1e-7 * exact.abs()).all())
+
+
+def test_as_many_nonzeros_as_asked_for() -> None:
+    x = torch.tensor([[0.0, 1, 2], [3, 0, 0], [0, -1, 0]])
+    for count in (1, 4, 6):
+        got = _compiled(lambda v, n=count: torch.nonzero_static(v, size=n, fill_value=-7), x)
+        assert torch.equal(got, torch.nonzero_static(x, size=count, fill_value=-7))
+
+
+def test_pairs_of_rows_in_order() -> None:
+    x = torch.randn(33, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(_compiled(torch.pdist, x), torch.pdist(x))
+
+
 def test_what_pytorch_ran_is_seen() -> None:
     """The survey would notice if eager did the work."""
     from benchmarks.opinfo import MOVES, _profiled
@@ -43,6 +98,19 @@ def test_what_pytorch_ran_is_seen() -> None:
 
     _, ran = _profiled(torch.exp, Sample(), True)
     assert ran - MOVES == {"exp"}
+
+
+def test_a_survey_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    from benchmarks.opinfo import read_log
+
+    path = tmp_path / "log"
+    whole = '["abs", "float32", [{"ok": true}], "1234567"]\n'
+    path.write_text(whole + whole[:20])
+    results, commits = read_log(path)
+    assert list(results) == [("abs", "float32")]
+    assert results["abs", "float32"][0].ok
+    assert commits == {"1234567"}
+    assert path.read_text() == whole
 
 
 def test_the_table_counts_an_operator_by_its_worst_variant() -> None:
@@ -57,6 +125,6 @@ def test_the_table_counts_an_operator_by_its_worst_variant() -> None:
         ("abs", "float32"): [Outcome(True)],
     }
     assert by_operator(results, "float32", operator_of) == {"softmax": "failed", "abs": "ok"}
-    text = table(record(results, ["float32"], 1, operator_of))
+    text = table(record(results, ["float32"], 1, ["1234567"], operator_of))
     assert "| float32 | 2 | 1 | 0 | 0 | 0 | 1 |" in text
     assert "| softmax.with_dtype | 1/2 | wrong \\| so |" in text

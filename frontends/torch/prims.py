@@ -172,7 +172,12 @@ PRIM_POINTWISE: dict[str, Pointwise] = {
     "prims.signbit.default": Pointwise(_signbit, "SELF"),
     "signbit.default": Pointwise(_signbit, "SELF"),
     "prims.isfinite.default": Pointwise(
-        lambda x: op("not", op("or", op("isnan", x), op("isinf", x))), "BOOL_OF"
+        lambda x: (
+            op("not", op("or", op("isnan", x), op("isinf", x)))
+            if x.dtype.is_float
+            else Const(True, bool_)
+        ),
+        "BOOL_OF",
     ),
     "angle.default": Pointwise(_angle, "INT_TO_FLOAT"),
     "prims.nextafter.default": Pointwise(_nextafter, "SELF", operands=2),

@@ -12,7 +12,7 @@ from kir.dtypes import DType, bool_, i64
 from kir.errors import UnsupportedError
 from kir.frontends.torch.dims import Dim, Index
 from kir.frontends.torch.gathers import from_either_end
-from kir.frontends.torch.table import Structural, number, wide_of
+from kir.frontends.torch.table import Structural, added, number, wide_of
 from kir.frontends.torch.values import (
     CHEAP,
     HEAVY,
@@ -206,10 +206,10 @@ def index_add(
     low: Lowering, x: Value, axis: int, indices: Value, source: Value, alpha: Any = 1
 ) -> Value:
     if not x.dims:
-        return pointwise(lambda e, s: op("add", e, op("mul", s, number(s, alpha))), [
-            x, low.viewed(source, [])], x.dtype)  # fmt: skip
+        one = low.viewed(source, [])
+        return pointwise(lambda e, s: added(e, s, alpha), [x, one], x.dtype)
     axis %= len(x.dims)
-    if alpha != 1:
+    if alpha != 1 and not x.dtype.is_bool:
         source = pointwise(lambda e: op("mul", e, number(e, alpha)), [source], x.dtype)
     return _scatter(low, x, axis, _along(low, indices, axis, source.shape), source, None, "add")
 
@@ -365,10 +365,7 @@ def histc(low: Lowering, x: Value, bins: int = 100, least: Any = 0, most: Any = 
     flat = low.viewed(low.readable(x), [total])
     edges = [_number(dtype, v) for v in (least, most)]
     if least == most:
-        if least == 0:
-            edges = [
-                low.keep(reduced(name, flat, [0], False, low.names)) for name in ("min", "max")
-            ]
+        edges = [low.keep(reduced(name, flat, [0], False, low.names)) for name in ("min", "max")]
         first, last = edges
         for k, step in ((0, -1.0), (1, 1.0)):
 

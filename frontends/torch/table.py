@@ -53,7 +53,7 @@ def _compare(name: str) -> Pointwise:
     return Pointwise(element, "ALWAYS_BOOL", operands=2)
 
 
-def _add(a: Expr, b: Expr, alpha: float = 1) -> Expr:
+def added(a: Expr, b: Expr, alpha: float = 1) -> Expr:
     if a.dtype.is_bool:
         return op("or", a, b)
     return op("add", a, b if alpha == 1 else op("mul", b, number(b, alpha)))
@@ -99,6 +99,11 @@ def _rounded(name: str) -> Element:
     return lambda x: op(name, x) if x.dtype.is_float else x
 
 
+def _of_float(name: str) -> Element:
+    """Of an integer or a bool, False."""
+    return lambda x: op(name, x) if x.dtype.is_float else Const(False, DTYPES["bool"])
+
+
 def _clamp(x: Expr, low: float | None = None, high: float | None = None) -> Expr:
     if low is not None:
         x = op("max", x, number(x, low))
@@ -128,7 +133,7 @@ def _div(a: Expr, b: Expr) -> Expr:
 
 def _pow(x: Expr, n: float) -> Expr:
     if n == 2:
-        return op("mul", x, x)
+        return _mul(x, x)
     if n == 3:
         return op("mul", op("mul", x, x), x)
     if n == 1:
@@ -205,8 +210,8 @@ POINTWISE: dict[str, Pointwise] = {
     "atanh.default": Pointwise(_atanh, "INT_TO_FLOAT", True),
     "log10.default": Pointwise(_log10, "INT_TO_FLOAT", True),
     "pow.Scalar": Pointwise(_op("pow"), heavy=True, operands=2),
-    "add.Tensor": Pointwise(_add, operands=2),
-    "add.Scalar": Pointwise(_add, operands=2),
+    "add.Tensor": Pointwise(added, operands=2),
+    "add.Scalar": Pointwise(added, operands=2),
     "sub.Tensor": Pointwise(_sub, operands=2),
     "sub.Scalar": Pointwise(_sub, operands=2),
     "rsub.Scalar": Pointwise(lambda a, b, alpha=1: _sub(b, a, alpha), operands=2),
@@ -216,7 +221,7 @@ POINTWISE: dict[str, Pointwise] = {
     "div.Scalar": Pointwise(_div, "INT_TO_FLOAT", operands=2),
     "neg.default": Pointwise(_op("neg")),
     "abs.default": Pointwise(_op("abs")),
-    "sign.default": Pointwise(_op("sign")),
+    "sign.default": Pointwise(lambda x: x if x.dtype.is_bool else op("sign", x)),
     "maximum.default": Pointwise(_max, operands=2),
     "minimum.default": Pointwise(_min, operands=2),
     "relu.default": Pointwise(_relu),
@@ -255,7 +260,7 @@ POINTWISE: dict[str, Pointwise] = {
     "sigmoid.default": _unary("sigmoid"),
     "pow.Tensor_Scalar": Pointwise(_pow, heavy=True),
     "pow.Tensor_Tensor": Pointwise(_op("pow"), heavy=True, operands=2),
-    "square.default": Pointwise(lambda x: op("mul", x, x)),
+    "square.default": Pointwise(lambda x: _mul(x, x)),
     "where.self": Pointwise(_where, "WHERE", operands=3),
     "eq.Tensor": _compare("eq"),
     "eq.Scalar": _compare("eq"),
@@ -275,8 +280,8 @@ POINTWISE: dict[str, Pointwise] = {
     "bitwise_not.default": Pointwise(_bitwise("not", "bit_not")),
     "bitwise_and.Tensor": Pointwise(_bitwise("and", "bit_and"), operands=2),
     "bitwise_or.Tensor": Pointwise(_bitwise("or", "bit_or"), operands=2),
-    "isnan.default": Pointwise(_op("isnan"), "BOOL_OF"),
-    "isinf.default": Pointwise(_op("isinf"), "BOOL_OF"),
+    "isnan.default": Pointwise(_of_float("isnan"), "BOOL_OF"),
+    "isinf.default": Pointwise(_of_float("isinf"), "BOOL_OF"),
 }
 """ATen's name -> the row. Kinds beside torch's: WHERE (the first operand is a bool and takes no
 part in promotion), BOOL (operands are made bools), BOOL_OF (a bool of an operand as it is)."""

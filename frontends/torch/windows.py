@@ -262,7 +262,9 @@ def avg_pool(rank: int) -> Structural:
             own = [d.joined(i) for d, i in zip(dims[-rank:], indices[-rank:], strict=True)]
             forms = list(zip(x.shape[-rank:], sizes, strides, pads, strict=True))
             count = _divisor(own, forms, count_padding, divisor)
-            return cast(op("div", summed.at(indices), cast(count, wide)), dtype)
+            return cast(
+                op("div" if wide.is_float else "tdiv", summed.at(indices), cast(count, wide)), dtype
+            )
 
         return Value(dims, dtype, divided)
 
