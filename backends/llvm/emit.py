@@ -39,6 +39,7 @@ from kir.backends.llvm.builder import (
 )
 from kir.backends.llvm.machine import Machine
 from kir.backends.llvm.memory import AHEAD_BYTES, CELL, Accesses, Lane, Scope, Tensor
+from kir.backends.llvm.paired import paired_tiles
 from kir.backends.llvm.region import Region
 from kir.backends.llvm.scalars import memory
 from kir.backends.llvm.turned import turned
@@ -130,6 +131,8 @@ class KernelEmitter:
         self.linkage = "internal " if module is not None else ""
         self.symbol = symbol or symbol_of(kernel)
         self.regions = 0
+        in_order = checked or "bf16" in machine.dots
+        self.paired = frozenset[int]() if in_order else paired_tiles(kernel)
 
     def run(self) -> Emitted:
         b = Builder(self.module)
@@ -138,7 +141,7 @@ class KernelEmitter:
         for p in self.kernel.params:
             pointer = V(f"%p.{p.name}", "ptr")
             output = p in self.kernel.outputs
-            scope.tensors[p.name] = Tensor(pointer, p.type, p.shape, output=output)
+            scope.tensors[p.name] = Tensor(pointer, p.type, p.shape, output=output, param=True)
             arguments.append(f"ptr noalias{'' if output else ' readonly'} {pointer.ref}")
         if self.places is not None:
             cell = V(f"%p.{CELL}", "ptr")
@@ -562,11 +565,11 @@ class Code:
         self, s: Loop, body: Sequence[Stmt], where: Sequence[Expr], start: V, count: int
     ) -> None:
         scope, name = self.scope, s.axis.name
-        scope.lane = Lane(name, start, count)
+        scope.lane, scope.paired = Lane(name, start, count), id(s) in self.owner.paired
         scope.extents[name], scope.factors[name] = _extent(s), count
         with self.where(where):
             self.block(body)
-        scope.lane = None
+        scope.lane, scope.paired = None, False
         del scope.extents[name], scope.factors[name]
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+from kir.backends.llvm import paired
 from kir.backends.llvm.affine import coefficient, mentions, multiple_of, names, reads_memory
 from kir.backends.llvm.builder import Builder, V, integer
 from kir.backends.llvm.machine import Machine
@@ -20,6 +21,7 @@ from kir.ops import identity
 @dataclass(frozen=True)
 class Tensor:
     """A tensor in memory. `lanes` > 0: each lane of the tile has its own, lanes contiguous.
+    `param`: it is an input or an output.
     `outer`: it stands outside the parallel region, so several threads may see it."""
 
     pointer: V
@@ -29,6 +31,7 @@ class Tensor:
     lanes: int = 0
     outer: bool = False
     output: bool = False
+    param: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Scope:
     factors: dict[str, int] = field(default_factory=dict)
     lane: Lane | None = None
     mask: V | None = None
+    paired: bool = False
+    """Whether the lanes stand in pairs (see `paired`)."""
     stream: int = 0
     """Bytes to which rows of outputs are aligned whose stores bypass the cache; 0: none does."""
     ahead: int = 0
@@ -260,6 +265,8 @@ class Accesses:
         lanes = self.lanes
         if a.kind == "uniform":
             bits = b.load(a.pointer, ty, 0, align)
+        elif self._in_pairs(t):
+            return paired.load(b, a.pointer, lanes)
         elif a.kind == "row" and (mask is None or t.padded):
             bits = b.load(a.pointer, ty, lanes, align)
         elif a.kind == "row":
@@ -268,6 +275,10 @@ class Accesses:
         else:
             bits = b.gather(a.pointer, mask, V("zeroinitializer", ty, lanes), align)
         return self.scalars.from_memory(bits, t.type)
+
+    def _in_pairs(self, t: Tensor) -> bool:
+        """Whether lanes that take a tensor's elements side by side find them in another order."""
+        return self.scope.paired and t.param and not self._first_lane
 
     def _stride(self, t: Tensor, indices: Sequence[Expr]) -> int:
         """How many elements lie from lane to lane, where that is one of STRIDES; else 0."""
@@ -502,7 +513,10 @@ class Accesses:
         return result
 
     def _put(self, t: Tensor, pointer: V, value: V, lanes: int, stream: int = 0) -> None:
-        bits = self.b.splat(self.scalars.to_memory(value, t.type), lanes)
+        if lanes and self._in_pairs(t):
+            bits = paired.packed(self.b, value)
+        else:
+            bits = self.b.splat(self.scalars.to_memory(value, t.type), lanes)
         self.b.store(bits, pointer, stream or t.type.bytes, stream > 0)
 
     def _put_lanes(self, t: Tensor, a: Address, value: V, stream: int = 0) -> None:
