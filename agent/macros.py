@@ -65,21 +65,21 @@ class Cursor:
 def macros(kernel: Kernel) -> Iterator[tuple[str, Callable[[], Steps]]]:
     """What may be done here, named, as functions that give the steps (RewriteError where it cannot
     be). Cheap to list."""
-    for nest, block in itertools.product(_reductions(kernel), BLOCKS):
+    for nest, block in itertools.product(reductions(kernel), BLOCKS):
         if len(block) > len(nest[1]):
             continue
         for staged, turned in itertools.product((None, 0, 1), (False, True)):
             name = f"block {nest[0]} {block} staged={staged} turned={turned}"
-            yield name, _bound(_block, kernel, nest, block, staged, turned)
+            yield name, bound_to(_block, kernel, nest, block, staged, turned)
     if any(isinstance(s, Loop) for s in kernel.body):
         for width in WIDTHS:
-            yield f"rows {width}", _bound(_rows, kernel, width)
-            yield f"rows {width} streamed", _bound(_streamed_rows, kernel, width)
-            yield f"lanes {width}", _bound(_lanes, kernel, width)
-        yield "parallel", _bound(_parallel, kernel)
+            yield f"rows {width}", bound_to(_rows, kernel, width)
+            yield f"rows {width} streamed", bound_to(_streamed_rows, kernel, width)
+            yield f"lanes {width}", bound_to(_lanes, kernel, width)
+        yield "parallel", bound_to(_parallel, kernel)
 
 
-def _bound(recipe: Callable[..., Steps], *args: object) -> Callable[[], Steps]:
+def bound_to(recipe: Callable[..., Steps], *args: object) -> Callable[[], Steps]:
     return lambda: recipe(*args)
 
 
@@ -89,7 +89,7 @@ Nest = tuple[str, tuple[str, ...], tuple[str, ...]]
 """An accumulator, the perfectly nested loops around its declaration, the loops that reduce."""
 
 
-def _reductions(kernel: Kernel) -> Iterator[Nest]:
+def reductions(kernel: Kernel) -> Iterator[Nest]:
     """Plain nests of `for`s around one accumulator and the loops that update it."""
     for top in kernel.body:
         around: list[str] = []
@@ -195,9 +195,9 @@ def _inside(kernel: Kernel, around: tuple[str, ...]) -> list[str]:
 
 def _rows(kernel: Kernel, width: int) -> Steps:
     cursor = Cursor(kernel)
-    _fuse_alike(cursor, lambda: list(cursor.kernel.body))
+    fuse_alike(cursor, lambda: list(cursor.kernel.body))
     for outer in [s.axis.name for s in cursor.kernel.body if isinstance(s, Loop)]:
-        _fuse_alike(cursor, lambda outer=outer: list(cursor.loops()[outer].body))  # type: ignore[misc]
+        fuse_alike(cursor, lambda outer=outer: list(cursor.loops()[outer].body))  # type: ignore[misc]
     for buffer in [b for b in buffers_of(cursor.kernel.body) if b.space == "global"]:
         if not cursor.attempt("contract", buffer.name, "reg"):
             cursor.attempt("contract", buffer.name, "local")
@@ -215,7 +215,7 @@ def _streamed_rows(kernel: Kernel, width: int) -> Steps:
     return tuple(cursor.steps)
 
 
-def _fuse_alike(cursor: Cursor, block: Callable[[], list[Stmt]]) -> None:
+def fuse_alike(cursor: Cursor, block: Callable[[], list[Stmt]]) -> None:
     """Fuse each loop of a block with those that follow it and are alike, where that is legal."""
     loops = [s for s in block() if isinstance(s, Loop)]
     first = 0

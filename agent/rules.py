@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 
+from kir.agent import gpu_macros
 from kir.agent.evaluate import MODELLED
 from kir.agent.features import Analysis, analyse
 from kir.agent.macros import macros
@@ -134,7 +135,7 @@ class Rules:
         moves = legal_looking(kernel, self._target)
         doubling = self._target in MODELLED
         kinds = [
-            [(name, _after(first.steps, made)) for name, made in macros(kernel)],
+            [(name, _after(first.steps, made)) for name, made in recipes(kernel, self._target)],
             [("change", _given(d)) for d in changed(first.steps, doubling)],
             [(s.rewrite, _then(kernel, first.steps, s)) for s in moves],
             [("drop", _given(d)) for d in _shortened(first.steps)],
@@ -152,18 +153,32 @@ class Rules:
 DRAFTS = 8
 
 
+def recipes(kernel: Kernel, target: str) -> Iterator[tuple[str, Callable[[], Derivation]]]:
+    """The macros for a target."""
+    return gpu_macros.macros(kernel) if target in MODELLED else macros(kernel)
+
+
 def drafts(
-    spec: Kernel, count: int = DRAFTS, analyse: Callable[[Kernel], Analysis] = analyse
+    spec: Kernel,
+    count: int = DRAFTS,
+    analyse: Callable[[Kernel], Analysis] = analyse,
+    target: str = "cpu",
 ) -> list[Derivation]:
     """Independent starts from canonical loops: the macros that the analytic model likes best, no
     two of the same sort of result."""
     start: Derivation = () if is_scheduled(spec) else LOOPS
     found: list[tuple[float, Derivation, str]] = []
     kernel = schedule(spec, start)
-    for name, made in macros(kernel):
+    for name, made in recipes(kernel, target):
         try:
             steps = (*start, *made())
-            found.append((analyse(schedule(spec, steps)).total, steps, name.split("staged")[0]))
+            found.append(
+                (
+                    analyse(schedule(spec, steps)).total,
+                    steps,
+                    name.split("staged")[0].split("warps")[0],
+                )
+            )
         except KirError:
             continue
     found.sort(key=lambda f: f[0])

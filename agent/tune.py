@@ -30,7 +30,7 @@ from kir.agent.search import drafts as as_drafts
 from kir.agent.store import NodeRow, RunRow, Store
 from kir.agent.variant import derivation_text, parse_derivation, specialised
 from kir.derivation import kernel_hash
-from kir.errors import StoreError, UsageError, VerificationError
+from kir.errors import KirError, StoreError, UsageError, VerificationError
 from kir.ir import Kernel, Module
 from kir.pipeline import LOOPS, Target, choose_steps, is_scheduled, schedule
 from kir.specialise import infer_dims, specialise
@@ -162,7 +162,7 @@ def tune_shapes(
                 clock=clock,
                 on_event=on_event,
             )
-            roots = _roots(database, spec, baseline, start, target)
+            roots = _roots(database, spec, baseline, start, target, problem.arch)
             sessions.append(_Session(search, helper, problem, roots))
         _take_turns(sessions, Budget(budget_s, evaluations, stall, fitness))
         reached = [s for s in sessions if s.search.graph.variants]  # Ctrl-C may leave some out
@@ -263,6 +263,16 @@ def _form(target: str) -> Callable[[Kernel], object] | None:
     return generate
 
 
+def _has_form(target: str, spec: Kernel, steps: Derivation) -> bool:
+    form = _form(target)
+    try:
+        if form is not None:
+            form(schedule(spec, steps))
+    except KirError:
+        return False
+    return True
+
+
 def make_executor(
     name: str, problem: Problem, limits: Limits | None, workers: int, address: str | None
 ) -> Executor:
@@ -277,11 +287,14 @@ def make_executor(
 
 
 def _roots(
-    database: Store, spec: Kernel, baseline: Derivation, start: str, target: str
+    database: Store, spec: Kernel, baseline: Derivation, start: str, target: str, arch: str
 ) -> tuple[Derivation, ...]:
     """Where the search begins: the default schedule's derivation, or that of canonical loops; then
     the drafts: what did well before, and what the analytic model likes."""
-    own = () if target in MODELLED else tuple(rules.drafts(spec))  # recipes for cores
+    likes = analyser(target, arch)
+    own = [
+        d for d in rules.drafts(spec, analyse=likes, target=target) if _has_form(target, spec, d)
+    ]
     if start == "loops":
         return (() if is_scheduled(spec) else LOOPS, *own)
     earlier = [parse_derivation(node.derivation)

@@ -16,15 +16,18 @@ from kir.agent.chips import GPUS, gpu
 from kir.agent.evaluate import Problem
 from kir.agent.gpu_features import analyser
 from kir.agent.modelled import Modelled, modelled, occupancy
+from kir.agent.rules import drafts
 from kir.agent.rungs import Refuted, interpreted, ring
 from kir.agent.store import Store
 from kir.agent.ttgir import count
 from kir.agent.tune import tune
 from kir.agent.variant import derivation_text, parse_derivation
 from kir.backend import Artifact
+from kir.backends.triton.host import generate
+from kir.check import check_kernel
 from kir.errors import UnsupportedError
 from kir.ir import Kernel, Step
-from kir.pipeline import Target, choose_steps, lower, schedule
+from kir.pipeline import LOOPS, Target, choose_steps, lower, schedule
 from kir.plan.gpu import plan
 from kir.specialise import specialise
 from kir.subject import Array, Arrays, Subject
@@ -119,6 +122,19 @@ def test_proposals_are_ranked_before_anything_is_compiled() -> None:
     few = tuple(replace(s, args=(s.args[0], 16)) if s.rewrite == "split" else s for s in steps)
     assert analyse(schedule(spec, steps)).total < analyse(schedule(spec, few)).total
     assert analyser("cpu", "native")(schedule(spec, steps)).total > 0
+
+
+def test_recipes_for_gpus_have_a_form_in_triton() -> None:
+    pytest.importorskip("triton", reason="the extra `triton` is not installed")
+    analyse = analyser("nvidia", "sm_90")
+    for name, dims in (("matmul", {"M": 100, "N": 70, "K": 50}), ("softmax", {"M": 9, "N": 300})):
+        spec = specialise(example(name), dims)
+        found = drafts(spec, 3, analyse, "nvidia")
+        assert len(found) == 3
+        best = schedule(spec, found[0])
+        check_kernel(best)
+        assert "tl.dot" in generate(best).source or name == "softmax"
+        assert analyse(best).total < analyse(schedule(spec, LOOPS)).total / 10
 
 
 def problem(name: str, dims: dict[str, int], target: str = "nvidia") -> Problem:
