@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kir
 from kir.errors import UnsupportedError, UsageError
+from kir.frontends.torch.decompositions import DECOMPOSITIONS
 from kir.frontends.torch.lower import (
     Lowered,
     Place,
@@ -90,8 +91,8 @@ def _taken_apart() -> Iterator[None]:
 
 
 def decompositions() -> dict[Any, Any]:
-    """How torch takes apart what the tables have no row for."""
-    return {op: f for op, f in decomposition_table.items() if not has_row(op)}
+    """How what the tables have no row for is taken apart, by torch or here."""
+    return {**{op: f for op, f in decomposition_table.items() if not has_row(op)}, **DECOMPOSITIONS}
 
 
 def compiled(module: torch.fx.GraphModule, options: Options) -> Callable[..., Any]:
@@ -118,14 +119,14 @@ class _Program:
     def __init__(self, lowered: Lowered, options: Options) -> None:
         self.lowered = lowered
         self.function: Callable[..., Any] | None = None
+        self.held: dict[int, tuple[torch.Tensor, int, NDArray]] = {}
+        """The arrays of parameters, by their number, which are the same at each call."""
+        self.plain = not any(r is None or r.is_input or r.views for r in lowered.results)
+        self.plain &= [r.number for r in lowered.results if r] == list(range(len(lowered.outputs)))
+        self.dense = all(p.meta.dense for p in lowered.outputs)
         if lowered.outputs:
-            module = lowered.module
-            if options.store is not None:
-                from kir.agent.dispatch import tuned
-
-                module = tuned(module, options.store, options.target)
             self.function = kir.compile(
-                module, "main", target=options.target, threads=options.threads
+                lowered.module, "main", target=options.target, threads=options.threads
             )
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
@@ -133,16 +134,33 @@ class _Program:
         tensors += self.lowered.constants
         made = [_allocated(p) for p in self.lowered.outputs]
         if self.function is not None:
-            arrays = [_array(t, p) for t, p in zip(tensors, self.lowered.inputs, strict=True)]
+            places = self.lowered.inputs
+            arrays = [
+                self._parameter(k, t) if isinstance(t, torch.nn.Parameter) else _array(t, places[k])
+                for k, t in enumerate(tensors)
+            ]
             if self.lowered.draws:
                 arrays.append(_seed())
             self.function(*arrays, out=[a for _, a in made])
-            for k, place in enumerate(self.lowered.outputs):
-                if not place.meta.dense:  # eager leaves gaps: so do we
-                    gaps = torch.empty_strided(place.meta.shape, place.meta.strides,
-                                               dtype=place.meta.torch_dtype)  # fmt: skip
-                    made[k] = gaps.copy_(made[k][0]), made[k][1]
+        if self.plain and self.dense:
+            return tuple([t for t, _ in made])
+        for k, place in enumerate(self.lowered.outputs):
+            if not place.meta.dense:  # eager leaves gaps: so do we
+                gaps = torch.empty_strided(place.meta.shape, place.meta.strides,
+                                           dtype=place.meta.torch_dtype)  # fmt: skip
+                made[k] = gaps.copy_(made[k][0]), made[k][1]
         return tuple(self._result(r, tensors, made) for r in self.lowered.results)
+
+    def _parameter(self, k: int, tensor: torch.nn.Parameter) -> NDArray:
+        """The array that it had before, where its memory is the same and is not copied."""
+        found = self.held.get(k)
+        pointer = tensor.data_ptr()
+        if found is not None and found[0] is tensor and found[1] == pointer:
+            return found[2]
+        array = _array(tensor, self.lowered.inputs[k])
+        if array.ctypes.data == pointer:
+            self.held[k] = tensor, pointer, array
+        return array
 
     @staticmethod
     def _result(
@@ -165,6 +183,9 @@ def _seed() -> NDArray:
 def _allocated(place: Place) -> tuple[torch.Tensor, NDArray]:
     """A tensor with torch's shape and strides, and the array under it."""
     meta = place.meta
+    if meta.in_order:
+        tensor = torch.empty(meta.shape, dtype=meta.torch_dtype)
+        return tensor, _numpy(tensor, place)
     memory = torch.empty([meta.shape[d] for d in meta.order], dtype=meta.torch_dtype)
     back = [meta.order.index(d) for d in range(len(meta.order))]
     return memory.permute(back), _numpy(memory, place)
@@ -172,10 +193,12 @@ def _allocated(place: Place) -> tuple[torch.Tensor, NDArray]:
 
 def _array(tensor: torch.Tensor, place: Place) -> NDArray:
     """The array of a tensor, which is copied where its memory is not as it was when compiled."""
-    memory = tensor.detach().permute(place.meta.order)
-    return _numpy(memory.contiguous(), place)
+    memory = tensor.detach()
+    if not place.meta.in_order:
+        memory = memory.permute(place.meta.order)
+    return _numpy(memory if memory.is_contiguous() else memory.contiguous(), place)
 
 
 def _numpy(memory: torch.Tensor, place: Place) -> NDArray:
     array: NDArray = as_array(memory)
-    return array.reshape(place.array)
+    return array if array.shape == place.array else array.reshape(place.array)

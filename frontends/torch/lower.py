@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch._prims_common import elementwise_dtypes
 from kir.dtypes import DTYPES, DType, bool_
 from kir.errors import DTypeError, UnsupportedError
 from kir.frontends.torch.bessels import BESSELS
+from kir.frontends.torch.chebyshev import CHEBYSHEV
 from kir.frontends.torch.convolutions import CONVOLUTIONS
 from kir.frontends.torch.dims import Dim, Index, View, unify
 from kir.frontends.torch.distances import DISTANCES
@@ -65,7 +67,7 @@ from kir.ir import (
 POINTWISE: dict[str, Pointwise] = {**TABLE, **PRIM_POINTWISE}
 STRUCTURAL: dict[str, Structural] = {
     **PLAIN, **WINDOWS, **CONVOLUTIONS, **GATHERS, **SCATTERS, **ORDERS, **RANDOMS, **PRIMS,
-    **SPECIALS, **BESSELS, **DISTANCES,
+    **SPECIALS, **BESSELS, **DISTANCES, **CHEBYSHEV,
 }  # fmt: skip
 SEED = "seed"
 LARGEST = 48
@@ -105,6 +107,11 @@ class Meta:
     order: tuple[int, ...]
     """Axes from the one that walks memory in the greatest strides to that of the least."""
     dense: bool
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether memory is walked in the order of the axes."""
+        return self.order == tuple(range(len(self.order)))
 
 
 @dataclass(frozen=True)
