@@ -123,7 +123,7 @@ def _reduced(
     include: bool,
 ) -> Value:  # fmt: skip
     dtype = x.dtype
-    if dtype.is_bool and how in ("sum", "add"):
+    if dtype.is_bool and how is not None:
         return _as_integers(low, x, axis, indices, source, how, include)
     if how is None:
         return scattered(low, x, axis, indices, source, None)
