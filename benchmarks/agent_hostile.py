@@ -21,9 +21,9 @@ from benchmarks.machine import description
 from kir.agent.evaluate import ChildEvaluator, Limits, Problem
 from kir.agent.sandbox import available
 from kir.agent.variant import derivation_text
-from kir.ir import Kernel, Step, StepArg
+from kir.ir import Kernel, Step, StepArg, walk
 from kir.pipeline import LOOPS
-from kir.rewrites import legal_moves
+from kir.rewrites import REWRITES
 from kir.rewrites.base import Choice
 from kir.specialise import specialise
 from kir.syntax import parse_kernel
@@ -35,22 +35,25 @@ SOURCE = """kernel product[M, N, K](a: f32[M, K], b: f32[K, N]) -> (c: f32[M, N]
 """
 DIMS = {"M": 64, "N": 48, "K": 32}
 ABSURD = (0, -1, 1, 3, 7, 1000, 1 << 12, 1 << 20, 1 << 31, 1 << 40)
+LARGE = 2000
+"""Nodes of IR beyond which a derivation is long enough: its jobs have the same to do again."""
 DEED_LIMITS = Limits(seconds=2.0, memory=1 << 30, cpu_seconds=1, file=4 << 20)
 REAL_LIMITS = Limits(seconds=12.0, memory=4 << 30, cpu_seconds=12, file=64 << 20)
 
 
 def absurd(spec: Kernel, random: Random) -> str:
-    """A derivation of legal moves with numbers that are not."""
+    """A derivation of moves that look legal, with numbers that are not."""
     from kir.errors import KirError
     from kir.pipeline import schedule
 
     steps: tuple[Step, ...] = LOOPS
     for _ in range(random.randrange(1, 5)):
         try:
-            moves = legal_moves(schedule(spec, steps))
+            kernel = schedule(spec, steps)
         except KirError:
             break
-        if not moves:
+        moves = [m for r in REWRITES.values() for m in r.candidates(kernel)]
+        if not moves or sum(1 for _ in walk(kernel)) > LARGE:
             break
         move = random.choice(moves)
         values: dict[str, StepArg] = {
@@ -112,6 +115,8 @@ def derivations(count: int, random: Random) -> tuple[Counter[str], list[str]]:
             text = absurd(spec, random)
             found = evaluator.evaluate(text)
             seen[found.status] += 1
+            if number % 50 == 0:
+                print(f"derivation {number}: {dict(seen)}", flush=True)
             if found.status != "ok" and found.fitness != 0:
                 escaped.append(f"{found.status} scored {found.fitness}: {text}")
             if number % 20 == 0 and evaluator.evaluate(loops).status != "ok":
