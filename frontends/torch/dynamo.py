@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import kir
 from kir.errors import UnsupportedError, UsageError
 from kir.frontends.torch.decompositions import DECOMPOSITIONS
+from kir.frontends.torch.dynamic import Dynamic, is_open
 from kir.frontends.torch.lower import (
     Lowered,
     Place,
@@ -98,6 +99,8 @@ def decompositions() -> dict[Any, Any]:
 def compiled(module: torch.fx.GraphModule, options: Options) -> Callable[..., Any]:
     """A graph of ATen operators as a function of tensors. Where not all is supported and it need
     not be, the parts that are."""
+    if is_open(module.graph):
+        return Dynamic(module, options)
     nodes = [n for n in module.graph.nodes if n.op == "call_function"]
     if options.strict or all(is_supported(n) for n in nodes):
         try:
@@ -121,8 +124,12 @@ class _Program:
         self.function: Callable[..., Any] | None = None
         self.held: dict[int, tuple[torch.Tensor, int, NDArray]] = {}
         """The arrays of parameters, by their number, which are the same at each call."""
-        self.plain = not any(r is None or r.is_input or r.views for r in lowered.results)
-        self.plain &= [r.number for r in lowered.results if r] == list(range(len(lowered.outputs)))
+        self.plain = not any(
+            not isinstance(r, Result) or r.is_input or r.views for r in lowered.results
+        )
+        self.plain &= [r.number for r in lowered.results if isinstance(r, Result)] == list(
+            range(len(lowered.outputs))
+        )
         self.dense = all(p.meta.dense for p in lowered.outputs)
         if lowered.outputs:
             self.function = kir.compile(
@@ -164,10 +171,12 @@ class _Program:
 
     @staticmethod
     def _result(
-        result: Result | None, inputs: Sequence[torch.Tensor], made: Sequence[tuple[Any, Any]]
+        result: Result | int | float | None,
+        inputs: Sequence[torch.Tensor],
+        made: Sequence[tuple[Any, Any]],
     ) -> Any:
-        if result is None:
-            return None
+        if not isinstance(result, Result):
+            return result
         found = inputs[result.number] if result.is_input else made[result.number][0]
         for operator, args in result.views:
             found = operator(found, *args)

@@ -136,13 +136,14 @@ class Result:
 @dataclass(frozen=True)
 class Lowered:
     """A module whose graph `main` takes `inputs` (the torch graph's tensors, in order) and gives
-    `outputs`. `results` says of each output of the torch graph what it is of these; None is None.
+    `outputs`. `results` says of each output of the torch graph what it is of these; None is
+    None, and a number itself.
     """
 
     module: Module
     inputs: tuple[Place, ...]
     outputs: tuple[Place, ...]
-    results: tuple[Result | None, ...]
+    results: tuple[Result | int | float | None, ...]
     constants: tuple[torch.Tensor, ...] = ()
     """Those of the last inputs that the graph itself holds."""
     draws: bool = False
@@ -467,12 +468,12 @@ class _Assembly:
     def run(
         self, outputs: Sequence[torch.fx.Node | None], values: Mapping[torch.fx.Node, Any]
     ) -> Lowered:
-        results: list[Result | None] = []
+        results: list[Result | int | float | None] = []
         wanted: dict[torch.fx.Node, int] = {}
         given = {id(v): k for k, (_, _, v) in enumerate(self.arguments)}
         for node in outputs:
-            if node is None:
-                results.append(None)
+            if not isinstance(node, torch.fx.Node):
+                results.append(node)
                 continue
             root, views = (node, ()) if self.plain else _root(node)
             value = values[root]
