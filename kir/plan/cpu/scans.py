@@ -75,14 +75,16 @@ def _scan(draft: Draft, nest: tuple[Loop, ...], chip: Chip) -> None:
     draft.take("reorder", (*outer, block, steps, lane))
     draft.take("contract", running, "local")
     draft.take("carry", running, steps)
-    if along:
-        _turn(draft, (first, store), steps, lane)
+    blocks = _turn(draft, (first, store), steps, lane) if along else None
     draft.take("bind", lane, "tile")
     spread(draft, [*outer, block])
+    if blocks is not None:  # each row is a stream of its own, which takes a while to be noticed
+        draft.attempt("hint", blocks, "ahead", 1)
 
 
-def _turn(draft: Draft, stores: tuple[Store, Store], steps: str, lane: str) -> None:
-    """Stage what is read and stored along the recurrence, blocks of steps at a time."""
+def _turn(draft: Draft, stores: tuple[Store, Store], steps: str, lane: str) -> str:
+    """Stage what is read and stored along the recurrence, blocks of steps at a time: the loop over
+    these blocks."""
     before = set(draft.loop_names())
     draft.take("split", steps, BLOCK)
     (blocks,) = set(draft.loop_names()) - before
@@ -99,6 +101,7 @@ def _turn(draft: Draft, stores: tuple[Store, Store], steps: str, lane: str) -> N
     for tensor in reads:
         _square(draft, "stage", tensor, blocks, order)
     _square(draft, "stage_out", store.target, blocks, order)
+    return blocks
 
 
 def _square(draft: Draft, rewrite: str, tensor: str, blocks: str, order: tuple[int, ...]) -> None:
@@ -106,9 +109,11 @@ def _square(draft: Draft, rewrite: str, tensor: str, blocks: str, order: tuple[i
     before = set(draft.loop_names())
     draft.take(rewrite, tensor, blocks, "local", order=order)
     tiles = [n for n in draft.loop_names() if n not in before][-2:]
-    side = max(SIDE, LINE // _bytes_of(draft, tensor))
+    side = SIDE
     if rewrite == "stage":
         tiles.reverse()  # the last one is to be contiguous in what is stored
+    else:
+        side = max(SIDE, LINE // _bytes_of(draft, tensor))
     around: list[str] = []
     for name in tiles:
         before = set(draft.loop_names())
