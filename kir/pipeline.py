@@ -123,6 +123,22 @@ def _expanded(
         yield from _expanded(known[name], known, (*around, schedule.name))
 
 
+def chosen_graph(
+    module: Module, graph: Graph, choice: str | None
+) -> tuple[Module, Graph, str | None]:
+    """The graph that a choice of schedule makes, with its module, and the choice left for its
+    kernels. Where `choice` names a schedule of the graph itself, it is replayed, and each kernel
+    gets its target's default, if a step has not scheduled it."""
+    schedules = module.schedules()
+    if choice not in schedules or schedules[choice].kernel != graph.name:
+        return module, graph, choice
+    from kir.graph_derivation import replay_graph  # the rewrites load only where they are used
+
+    stages = replay_graph(module, graph.name, expand(schedules[choice], schedules))
+    last = stages[-1][1] if stages else module
+    return last, next(g for g in last.graphs().values() if g.name == graph.name), None
+
+
 def schedule(kernel: Kernel, steps: tuple[Step, ...]) -> Kernel:
     """The kernel after all steps."""
     stages = replay(kernel, steps)
@@ -160,6 +176,7 @@ def lower_graph(
         check_kernel(scheduled)
         return scheduled
 
+    module, graph, choice = chosen_graph(module, graph, choice)
     plan = plan_graph(module, graph, dims or {}, prepare)
     return target.backend.lower_graph(plan, target.name, target.chip, stage)
 

@@ -155,7 +155,7 @@ class Staged:
         """Each stretch of steps on one example; the first difference ends it."""
         result = RingResult()
         if self.effect != "exact":  # laws of the reals: of finite inputs
-            inputs = {n: _finite(a) for n, a in inputs.items()}
+            inputs = {n: finite(a) for n, a in inputs.items()}
         for first, end in self.segments():
             wanted = self.ring_of(first, inputs, dims, seed)
             found = _differences(wanted, self.ring_of(end, inputs, dims, seed))
@@ -211,7 +211,8 @@ def _differences(
     return {name: difference(r, got[name]) for name, r in wanted.items()}
 
 
-def _finite(array: Array) -> Array:
+def finite(array: Array) -> Array:
+    """Of the shape and dtype of `array`, for the ring: it draws what floats are, but their kind."""
     return np.zeros(array.shape, array.dtype) if array.dtype.kind not in "iub" else array
 
 

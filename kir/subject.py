@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ from kir.backend import Executable
 from kir.cost import statements_run
 from kir.errors import MissingHardwareError
 from kir.graphs import ResolvedCall, resolve
-from kir.interpret import Bounded, oracle, oracle_graph, run
+from kir.interpret import Bounded, difference, oracle, oracle_graph, run, run_graph_ring
 from kir.interpret.domain import poisoned
 from kir.ir import Graph, Kernel, Module, Step
-from kir.pipeline import Target, choose_steps
+from kir.pipeline import Target, choose_steps, chosen_graph, expand
+from kir.rewrites import Effect
 from kir.specialise import bind_defaults, infer_dims, output_shapes, specialise
-from kir.staged import Staged, loosened, stage
-from kir.testing import Example, make_inputs
+from kir.staged import Staged, finite, loosened, stage
+from kir.testing import Example, describe_residues, make_inputs
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
@@ -43,6 +45,49 @@ class Subject:
     """Derivations by kernel, in the place of the chosen ones."""
     staged: dict[Key, Staged] = field(default_factory=dict)
     loaded: dict[Key, Executable] = field(default_factory=dict)
+
+    @cached_property
+    def rewritten(self) -> Subject:
+        """What runs in the place of a graph for which a schedule of the graph itself was chosen;
+        else this."""
+        if isinstance(self.item, Kernel) or self.choice is None:
+            return self
+        assert self.module is not None
+        module, graph, choice = chosen_graph(self.module, self.item, self.choice)
+        if graph is self.item:
+            return self
+        return Subject(graph, module, self.goal, choice if self.goal else "none")
+
+    @cached_property
+    def graph_effect(self) -> Effect:
+        """What the steps of the graph's own schedule may change."""
+        if self.rewritten is self:
+            return "exact"
+        from kir.graph_derivation import graph_effect, replay_graph
+
+        assert self.module is not None and self.choice is not None
+        schedules = self.module.schedules()
+        steps = expand(schedules[self.choice], schedules)
+        made = replay_graph(self.module, self.item.name, steps)
+        return graph_effect(self.module, self.item.name, made)
+
+    def graph_in_ring(self, inputs: Arrays, dims: Mapping[str, int], seed: int) -> str | None:
+        """How the graph as written and as rewritten differ in the ring, in words; None where they
+        agree."""
+        made = self.rewritten
+        assert isinstance(self.item, Graph) and isinstance(made.item, Graph)
+        assert self.module is not None and made.module is not None
+        if self.graph_effect != "exact":  # laws of the reals: of finite inputs
+            inputs = {n: finite(a) for n, a in inputs.items()}
+        wanted = run_graph_ring(self.module, self.item, inputs, dims, seed)
+        got = run_graph_ring(made.module, made.item, inputs, dims, seed)
+        for name, residues in wanted.items():
+            found = difference(residues, got[name])
+            if found.wrong.any():
+                shown = describe_residues(residues, got[name], found)
+                taken = ", ".join(f"{n}={v}" for n, v in dims.items())
+                return f"`{name}` of `{self.item.name}`, with {taken}\n{shown}"
+        return None
 
     def kernels(self) -> list[Kernel]:
         """The kernels involved, parameters still open."""
@@ -180,16 +225,17 @@ class Subject:
         self, inputs: Arrays, dims: Mapping[str, int], profile: str, fused: bool
     ) -> dict[str, Bounded] | None:
         """What derivations that are not exact may give, as `Staged.allowed` says; for a graph, what
-        the oracle allows it with its scheduled kernels."""
+        the oracle allows it with its scheduled kernels, or the one it was rewritten to."""
         if isinstance(self.item, Kernel):
             return self.stage(self.item, dims).allowed(inputs, dims, profile, fused)
-        assert self.module is not None
-        used = [self.stage(call.kernel, call.dims) for call in self.calls(dims)]
-        if not any(s.loosens for s in used):
+        made = self.rewritten
+        assert isinstance(made.item, Graph) and made.module is not None
+        used = [made.stage(call.kernel, call.dims) for call in made.calls(dims)]
+        if made is self and not any(s.loosens for s in used):
             return None
         fused = fused or any(s.effect == "approximates" for s in used)
         wanted = self.oracle(inputs, dims, fused)
-        own = oracle_graph(self.module, self.item, inputs, dims, fused, self.scheduled)
+        own = oracle_graph(made.module, made.item, inputs, dims, fused, made.scheduled)
         overflows = any(s.overflows(profile) for s in used)
         return {n: loosened(w, own[n], overflows) for n, w in wanted.items()}
 

@@ -187,18 +187,19 @@ class _Run(Subject):
         """Types, bounds of every access, races and promises, on symbolic shapes."""
         from kir.check import check_kernel
 
-        for kernel in self.kernels():
+        made = self.rewritten
+        for kernel in dict.fromkeys((*self.kernels(), *made.kernels())):
             check_kernel(specialise(kernel))
         shows = "types, accesses in bounds, no races, every output written, for all shapes"
         if self.derives():
-            for kernel, dims in self.uses():
-                self.stage(kernel, dims)
+            for kernel, dims in made.uses():
+                made.stage(kernel, dims)
             shows += ", of the spec and of the scheduled kernel"
         return Rung("static", "proven", shows)
 
     def stated(self) -> list[str]:
         """The steps that approximate, with their bounds."""
-        found = [s for staged in self.staged.values() for s in staged.stated()]
+        found = [s for staged in self.rewritten.staged.values() for s in staged.stated()]
         return list(dict.fromkeys(found))
 
     # --- the roads ---------------------------------------------------------------------------
@@ -211,11 +212,15 @@ class _Run(Subject):
         if not self.derives():
             return [spec]
         roads = [spec]
-        if any(s.stages for s in self.staged.values()):
-            roads.insert(0, _Road(Rung("ring", "proven", f"spec and schedule {PROVEN}"), self.ring))
-        steps = Rung("schedule", "verified", "the scheduled kernel in the interpreter", worst=0.0)
+        if self.rewritten is not self or any(s.stages for s in self.staged.values()):
+            ring = Rung("ring", "proven", f"spec and schedule {PROVEN}")
+            if self.graph_effect == "approximates":
+                ring.skipped.append("the steps of the graph: one of them approximates")
+            roads.insert(0, _Road(ring, self.ring))
+        what = "kernel" if self.rewritten is self else "graph"
+        steps = Rung("schedule", "verified", f"the scheduled {what} in the interpreter", worst=0.0)
         roads.append(_Road(steps, self.check_scheduled))
-        if self.goal is None or not self.runs_here():
+        if self.goal is None or not self.rewritten.runs_here():
             return roads
         if self.interpreted:
             shows, verdict = "generated Triton in Triton's own interpreter", "interpreted"
@@ -232,13 +237,15 @@ class _Run(Subject):
         return self.judge(case, road, lambda: self.walk(case.inputs, case.dims, run))
 
     def check_scheduled(self, case: _Case, road: _Road) -> str | None:
-        return self.judge(case, road, lambda: self.walk(case.inputs, case.dims, self.run_scheduled))
+        made = self.rewritten
+        return self.judge(case, road, lambda: made.walk(case.inputs, case.dims, made.run_scheduled))
 
     def check_target(self, case: _Case, road: _Road) -> str | None:
         """Twice, at new addresses: what is read before it is written differs."""
+        made = self.rewritten
         for _ in range(2):
             wrong = self.judge(
-                case, road, lambda: self.walk(case.inputs, case.dims, self.run_target)
+                case, road, lambda: made.walk(case.inputs, case.dims, made.run_target)
             )
             if wrong is not None:
                 return wrong
@@ -248,9 +255,16 @@ class _Run(Subject):
 
     def ring(self, case: _Case, road: _Road) -> str | None:
         """Each kernel with its derivation; those of a graph on inputs of their own."""
-        for kernel, inputs, dims in self.apart(case.example, case.inputs, case.dims):
+        made = self.rewritten
+        if made is not self and self.graph_effect != "approximates":
+            inputs, dims = self.smaller_graph(case)
+            apart = self.graph_in_ring(inputs, dims, case.example.seed)
+            if apart is not None:
+                return apart
+            road.rung.runs += self.failure is None
+        for kernel, inputs, dims in made.apart(case.example, case.inputs, case.dims):
             inputs, dims = self.smaller(kernel, inputs, dims, case.example)
-            staged = self.stage(kernel, dims)
+            staged = made.stage(kernel, dims)
             try:
                 found = staged.in_ring(inputs, dims, case.example.seed)
             except EvaluationError as error:
@@ -271,12 +285,22 @@ class _Run(Subject):
         """An example for the ring: another one, drawn with the same seed, where it is too large."""
         if _points({d.name: dims[d.name] for d in kernel.dims}) <= RING_POINTS:
             return inputs, dims
-        staged = self.stage(kernel, dims)
+        staged = self.rewritten.stage(kernel, dims)
         choices = dims_choices(staged.spec, (staged.kernel,))
         fixed = {n: v for n, v in dims.items() if n not in {d.name for d in staged.spec.dims}}
         small = [c for c in choices if _points({**fixed, **c}) <= RING_POINTS] or choices[:1]
         chosen = {**fixed, **small[example.seed % len(small)]}
         return make_inputs(kernel, chosen, example.profile, example.seed), chosen
+
+    def smaller_graph(self, case: _Case) -> tuple[Arrays, Mapping[str, int]]:
+        """The example for the ring, as `smaller` has it, of the whole graph."""
+        if _points(case.dims) <= RING_POINTS:
+            return case.inputs, case.dims
+        choices = dims_choices(self.item, module=self.module)
+        small = [c for c in choices if _points(c) <= RING_POINTS] or choices[:1]
+        dims = small[case.example.seed % len(small)]
+        seed, profile = case.example.seed, case.example.profile
+        return make_inputs(self.item, dims, profile, seed, self.module), dims
 
     def tell(self, rung: Rung, kernel: Kernel, staged: Staged, unsure: int) -> None:
         """Say in the report what the ring left out."""
@@ -304,9 +328,10 @@ class _Run(Subject):
         from hypothesis import HealthCheck, Phase, given, settings
         from hypothesis.errors import HypothesisException
 
-        stages = [self.scheduled(k, d) for k, d in self.uses()] if self.derives() else []
+        made = self.rewritten
+        stages = [made.scheduled(k, d) for k, d in made.uses()] if self.derives() else []
         passing = Passing(self.item)
-        quick = self.affordable if self.interpreted and self.goal else None
+        quick = made.affordable if self.interpreted and self.goal else None
 
         @hypothesis.seed(self.seed)
         @settings(
@@ -445,7 +470,8 @@ class _Run(Subject):
         if not road.derived:
             text = "in\n" + "\n\n".join(map(format_kernel, self.kernels()))
         elif culprit is None:
-            text = "in\n" + "\n\n".join(format_kernel(s.kernel) for s in self.staged.values())
+            scheduled = [s.kernel for s in self.rewritten.staged.values()]
+            text = "in\n" + "\n\n".join(map(format_kernel, scheduled))
         else:
             assert isinstance(self.item, Kernel)
             (spec,) = {s.spec for s in self.staged.values()}
@@ -455,14 +481,16 @@ class _Run(Subject):
             text = f"first wrong after step {culprit.number}, `{step}`; it takes\n"
             text += format_module(Module((schedule,))) + "\nwhich makes\n"
             text += f"{format_kernel(least.kernel)}\nof\n{format_kernel(spec)}"
-        if isinstance(self.item, Graph):
-            text = format_module(Module((self.item,))) + "\n\n" + text
+        if isinstance(self.rewritten.item, Graph):
+            text = format_module(Module((self.rewritten.item,))) + "\n\n" + text
         return text
 
     def keep(self, failure: _Failure, culprit: Culprit | None) -> str:
         """Write the failure to the folder; words for the hint."""
         if self.folder is None:
             return ""
+        if self.rewritten is not self:
+            return " (failures of a graph's own schedule are not kept)"
         road, goal = failure.road, self.goal
         if not road.rung.name.startswith("target") and isinstance(self.item, Kernel):
             goal = None
@@ -522,8 +550,9 @@ class _Run(Subject):
         assert goal is not None
         if not self.interpreted and any(r.name.startswith("target") for r in report.rungs):
             return
-        for kernel, dims in self.uses():
-            scheduled = self.scheduled(kernel, dims)
+        made = self.rewritten
+        for kernel, dims in made.uses():
+            scheduled = made.scheduled(kernel, dims)
             try:
                 goal.backend.lower(scheduled, goal.name, goal.chip)
             except KirError as error:

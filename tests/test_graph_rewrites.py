@@ -12,7 +12,7 @@ import pytest
 from kir.check import check_module
 from kir.cli import main
 from kir.derivation import from_json
-from kir.errors import EvaluationError, RewriteError, ScheduleError
+from kir.errors import EvaluationError, RewriteError, ScheduleError, VerificationError
 from kir.fuzz.kernels import generate
 from kir.graph_derivation import (
     derive_graph,
@@ -29,6 +29,7 @@ from kir.rewrites.graph import apply_graph_step, legal_graph_moves
 from kir.specialise import specialise
 from kir.syntax import format_module, load, parse, parse_steps
 from kir.testing import dims_choices, make_inputs, same_bits
+from kir.verify import verify
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 Dims = dict[str, int]
@@ -452,3 +453,39 @@ def test_splitting_and_fusing_again_keeps_every_bit(name: str) -> None:
         assert_same_bits(module, halves)
         for fuse in [m for m in legal_graph_moves(halves, "g") if m.rewrite == "fuse_kernels"]:
             assert_same_bits(module, apply_graph_step(halves, "g", fuse.step()))
+
+
+MLP = Path(__file__).parent.parent / "examples" / "mlp.kir"
+
+
+@pytest.mark.parametrize("schedule", ["one", "parts"])
+def test_a_graph_is_verified_under_a_schedule_of_its_own(schedule: str) -> None:
+    module = parse(load(MLP))
+    report = verify(
+        module.graphs()["mlp"], module=module, schedule=schedule, target="cpu", examples=4
+    )
+    runs = {r.name: r.runs for r in report.rungs if r.verdict in ("proven", "verified")}
+    assert runs["ring"] >= 4 and runs["schedule"] == 4 and runs["target cpu"] == 8
+
+
+def test_a_graph_rewritten_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = parse(load(MLP))
+    text = format_module(module).replace("0.5 * z[i, j]", "0.4 * z[i, j]")
+    wrong = parse(text)
+    choose = lambda *_: (wrong, wrong.graphs()["mlp"], None)  # noqa: E731
+    monkeypatch.setattr("kir.subject.chosen_graph", choose)
+    with pytest.raises(VerificationError, match="wrong on the rung `ring`"):
+        verify(module.graphs()["mlp"], module=module, schedule="one", examples=4)
+
+
+def test_a_schedule_of_a_graph_runs_and_lowers(tmp_path: Path, kir: Command) -> None:
+    module = parse(load(MLP))
+    graph = module.graphs()["mlp"]
+    dims = {"B": 3, "I": 4, "H": 5, "O": 2}
+    arrays = make_inputs(graph, dims, "tame", 0, module)
+    wanted = oracle_graph(module, graph, arrays, dims, True)["y"]
+    assert wanted.accepts(compile(graph, choice="one", module=module)(arrays)["y"]).all()
+    out = tmp_path / "mlp.ll"
+    words = ["lower", str(MLP), "--kernel", "mlp", "--schedule", "one", "--target", "cpu"]
+    assert kir(*words, "--emit", "llvm", "-o", str(out))[0] == 0
+    assert "both" in out.read_text()

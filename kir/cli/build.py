@@ -57,7 +57,7 @@ def lower(
     as_json: Json = False,
 ) -> None:
     """Compile a kernel for a target and print or write a stage of it."""
-    from kir.pipeline import Target, choose_steps, lower_graph
+    from kir.pipeline import Target, choose_steps, chosen_graph, lower_graph
     from kir.pipeline import lower as compile_kernel
     from kir.specialise import specialise
 
@@ -74,9 +74,11 @@ def lower(
     item = choose(module, kernel)
     dims = parse_shape(shape)
     whole = isinstance(item, Graph) and goal.backend.manifest.graphs
-    kernels = [item] if isinstance(item, Kernel) else _kernels_of(item, module.kernels())
     module, schedule = from_store(store, module, item, dims, goal, schedule)
     with locating(source, schedule):
+        if isinstance(item, Graph):
+            module, item, schedule = chosen_graph(module, item, schedule)
+        kernels = [item] if isinstance(item, Kernel) else _kernels_of(item, module.kernels())
         artifacts: list[Artifact] = []
         for name in (stages if stage == "artifact" else (stage,)) if whole else ():
             assert isinstance(item, Graph)

@@ -357,7 +357,11 @@ def _smaller(found: Window, extent: Expr) -> bool:
     kept: all of the dim is otherwise."""
     if not isinstance(found.size, Const):
         return False
-    return int(found.size.value) == 1 or not isinstance(extent, Const) or int(found.size.value) < int(extent.value)
+    return (
+        int(found.size.value) == 1
+        or not isinstance(extent, Const)
+        or int(found.size.value) < int(extent.value)
+    )
 
 
 def users_path(block: Block, name: str) -> tuple[Loop | If, ...]:
