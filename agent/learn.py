@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kir.agent.features import analyse
+from kir.agent.evaluate import MODELLED
+from kir.agent.gpu_features import analyser
 from kir.agent.knowledge import Finding, write_draft
 from kir.agent.store import NodeRow, Store
 from kir.agent.tune import Result
@@ -32,14 +33,16 @@ def learn(url: str, kernel: Kernel, found: Result, folder: Path) -> Path:
         kernel=spec,
         dims=tuple(run.dims.items()),
         target=run.target,
-        machine=str(run.provenance.get("processor", "")),
+        machine=f"a model of {run.arch}, not measured"
+        if run.target in MODELLED
+        else str(run.provenance.get("processor", "")),
         before=before,
         after=after,
         speedup=found.speedup,
         spread=found.spread,
         evaluations=found.evaluations,
         source=f"run {found.run}, node {found.node} of {store.shown}",
-        diagnosis=analyse(schedule(spec, before)).bottleneck,
+        diagnosis=analyser(run.target, run.arch)(schedule(spec, before)).bottleneck,
         failed=_failures(nodes),
     )
     path, _ = write_draft(folder, page)

@@ -14,13 +14,13 @@ from dataclasses import MISSING, dataclass, fields
 from random import Random
 from typing import Any, Literal
 
-from kir.agent.features import analyse
+from kir.agent.gpu_features import analyser
 from kir.agent.graph import Variant
 from kir.agent.knowledge import Knowledge, kernel_features
 from kir.agent.proposer import Ask, Derivation
 from kir.errors import KirError, ScheduleError
 from kir.ir import Kernel, Step, StepArg
-from kir.pipeline import schedule
+from kir.pipeline import Target, schedule
 from kir.rewrites import REWRITES, canonical, legal_moves
 from kir.syntax import format_kernel, format_step
 
@@ -120,7 +120,7 @@ def question(ask: Ask, target: str, knowledge: Knowledge, memory: Memory) -> str
     """All that a model is told of a variant."""
     parent = ask.parents[0]
     kernel = schedule(ask.spec, parent.steps)
-    found = analyse(kernel)
+    found = analyser(target, Target(target).chip)(kernel)
     parts = [
         f"Target: {target}. Fitness of this variant: {parent.fitness:.3f} (the default schedule's "
         "time over its own; more is better).",
