@@ -79,8 +79,9 @@ def test_a_network_by_the_command(model_file: Path, tmp_path: Path) -> None:
                          if "tracked" not in n}, strict=False)  # fmt: skip
     expected = net(torch.from_numpy(x)).detach().numpy()
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-4, atol=1e-6)
-    wrong = _kir("run", out, "--kernel", "k0", "--weights", weights)
-    assert wrong.returncode == 2 and "is no input of `k0`" in wrong.stderr
+    kernel = next(iter(parse(out.read_text()).kernels()))
+    wrong = _kir("run", out, "--kernel", kernel, "--weights", weights)
+    assert wrong.returncode == 2 and f"is no input of `{kernel}`" in wrong.stderr
 
 
 def test_views_and_inputs_as_outputs(model_file: Path) -> None:

@@ -29,10 +29,11 @@ from kir.frontends.torch.lower import (
     is_supported,
     lower,
 )
+from kir.frontends.torch.schedules import save, scheduled
 
 NDArray = np.ndarray[Any, Any]
 _log = logging.getLogger("kir.torch")
-OPTIONS = ("target", "strict", "threads", "store")
+OPTIONS = ("target", "strict", "threads", "store", "schedule", "save")
 
 # Dynamo leaves recurrent layers to eager unless told otherwise, and does not say so. This module
 # is imported when someone asks for the backend, before anything of theirs is captured.
@@ -43,12 +44,15 @@ torch._dynamo.config.allow_rnn = True
 class Options:
     """`target`: a KIR target; `strict`: raise on what KIR does not compile; `threads`: 0 for the
     environment's number; `store`: the URL of searches whose schedules are used for the kernels
-    that were tuned (`kir tune`), the default ones for the others."""
+    that were tuned (`kir tune`), the default ones for the others; `schedule`: a file of schedules
+    of kernels, which come before these, or `none`; `save`: a folder that graphs are written to."""
 
     target: str = "cpu"
     strict: bool = False
     threads: int = 0
     store: str | None = None
+    schedule: str | None = None
+    save: str | None = None
 
 
 def backend(
@@ -132,9 +136,12 @@ class _Program:
         )
         self.dense = all(p.meta.dense for p in lowered.outputs)
         if lowered.outputs:
+            if options.save is not None:
+                save(lowered.module, options.save)
             self.function = kir.compile(
-                lowered.module, "main", target=options.target, threads=options.threads
-            )
+                scheduled(lowered.module, options), "main", target=options.target,
+                schedule="none" if options.schedule == "none" else None, threads=options.threads,
+            )  # fmt: skip
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         tensors = [a for a in args if isinstance(a, torch.Tensor)]

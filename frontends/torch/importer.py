@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from kir.errors import FileError, KirError, UnsupportedError, UsageError
 from kir.frontends.torch.dynamo import _taken_apart, decompositions
-from kir.frontends.torch.lower import KIR_DTYPES, SEED, Lowered, has_row, lower
+from kir.frontends.torch.lower import KIR_DTYPES, SEED, Lowered, Result, has_row, lower
 from kir.frontends.torch.sharing import renamed_graph
 from kir.ir import Module
 from kir.syntax import format_module
@@ -161,7 +161,7 @@ def _written(program: Any, lowered: Lowered, name: str, origin: str) -> Imported
         names[place.name] = _name("constant", taken)
         weights[names[place.name]] = _stored(constant)
     for result, made in zip(lowered.results, program.graph_signature.output_specs, strict=True):
-        if result is not None and lowered.outputs[result.number].name not in names:
+        if isinstance(result, Result) and lowered.outputs[result.number].name not in names:
             place = lowered.outputs[result.number]
             wanted = "y" if made.kind == OutputKind.USER_OUTPUT else f"new_{made.target}"
             names[place.name] = _name(wanted, taken)

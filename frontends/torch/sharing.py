@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 from kir.ir import (
@@ -20,17 +21,20 @@ from kir.ir import (
     transform,
     walk,
 )
+from kir.syntax import format_kernel
 
 
 def shared(module: Module) -> Module:
     """The module of kernels without dims, each once, and graphs that call these. In a kernel inputs
-    are named x0, x1, ..., outputs y0, ..., what it keeps t0, ..., indices a0, ...; kernels are
-    k0, k1, ... in the order of their first call."""
+    are named x0, x1, ..., outputs y0, ..., what it keeps t0, ..., indices a0, ...; a kernel's own
+    name is a hash of its text, so that a schedule of it fits wherever it occurs."""
     made: dict[Kernel, str] = {}
     names: dict[str, str] = {}
     for kernel in module.kernels().values():
-        plain = replace(_canonical(kernel), name="")
-        names[kernel.name] = made.setdefault(plain, f"k{len(made)}")
+        plain = replace(_canonical(kernel), name="k")
+        if plain not in made:
+            made[plain] = f"k_{hashlib.sha256(format_kernel(plain).encode()).hexdigest()[:8]}"
+        names[kernel.name] = made[plain]
     graphs = [
         replace(g, calls=tuple(_called(c, names[c.kernel]) for c in g.calls))
         for g in module.graphs().values()
