@@ -16,7 +16,9 @@ from kir.plan.cpu.chip import Chip
 STREAM_BYTES = 1 << 25
 """Outputs bypass the cache where the schedule says `hint(stream = 1)` and a kernel moves that much,
 or more: a fourth of it written, at the least."""
-STREAMS: dict[str, Any] = {"stream_bytes": STREAM_BYTES, "stream_fence": "llvm.x86.sse.sfence"}
+MEMORY: dict[str, Any] = {
+    "stream_bytes": STREAM_BYTES, "stream_fence": "llvm.x86.sse.sfence", "unaligned": True,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def machine_of(arch: str, parallel: bool = True) -> Machine:
                        half=True, fma=True, grid=grid)  # fmt: skip
         if known.triple == ARM:
             return made
-        return replace(made, **STREAMS, dots=_dots(known.vector_bits, known.needed))
+        return replace(made, **MEMORY, dots=_dots(known.vector_bits, known.needed))
     if arch != "native":
         raise UnsupportedError(f"cpu has no arch `{arch}`", hint="it has: " + ", ".join(ARCHS))
     triple, cpu, features = llvm_host()
@@ -73,7 +75,7 @@ def machine_of(arch: str, parallel: bool = True) -> Machine:
         bits = 512 if "avx512f" in have else 256 if "avx2" in have else 128
         made = Machine(triple, cpu, features, bits, half="f16c" in have, fma="fma" in have,
                        grid=grid)  # fmt: skip
-        return replace(made, **STREAMS, dots=_dots(bits, have))
+        return replace(made, **MEMORY, dots=_dots(bits, have))
     arm = triple.startswith("aarch64")
     return Machine(triple, cpu, features, 128, half=arm, fma=arm, grid=grid)
 

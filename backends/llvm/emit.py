@@ -131,8 +131,8 @@ class KernelEmitter:
         self.linkage = "internal " if module is not None else ""
         self.symbol = symbol or symbol_of(kernel)
         self.regions = 0
-        in_order = checked or "bf16" in machine.dots
-        self.paired = frozenset[int]() if in_order else paired_tiles(kernel)
+        pairs = machine.unaligned and not checked and "bf16" not in machine.dots
+        self.paired = paired_tiles(kernel) if pairs else frozenset[int]()
 
     def run(self) -> Emitted:
         b = Builder(self.module)

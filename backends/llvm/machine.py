@@ -28,6 +28,8 @@ class Machine:
     `stream_bytes` (0: never), outputs a fourth of it, and are aligned; `stream_fence`, an
     intrinsic's name, orders them at the end.
 
+    `unaligned` says that vectors of 32-bit words are loaded from any address as fast, or nearly.
+
     `dots` are the types of which it adds groups of products in one instruction (see `dots`).
     """
 
@@ -43,4 +45,5 @@ class Machine:
     stack_bytes: int = 1 << 16
     stream_bytes: int = 0
     stream_fence: str = ""
+    unaligned: bool = False
     dots: tuple[str, ...] = ()
