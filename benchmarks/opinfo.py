@@ -326,7 +326,8 @@ def _reason(error: BaseException) -> str:
     while inner.__cause__ is not None or getattr(inner, "inner_exception", None) is not None:
         inner = getattr(inner, "inner_exception", None) or inner.__cause__ or inner
     text = str(getattr(inner, "message", None) or inner or error)
-    missing = re.search(r"KIR does not compile `([\w.]+)`", str(error))
+    whole = str(getattr(error, "message", None) or error)  # a KIR error's text draws its kernel
+    missing = re.search(r"KIR does not compile `([\w.]+)`", whole)
     if missing:
         return f"no row for {missing.group(1)}"
     if re.search(r"dynamic shape operator|Data.dependent|GuardOnDataDependent", text):

@@ -140,7 +140,7 @@ def index_select(low: Lowering, x: Value, axis: int, indices: Value) -> Value:
 
     def at(place: Sequence[Index]) -> Expr:
         row = held(indices.at([place[axis]] if indices.dims else []), x.dims[axis].size)
-        chosen = x.dims[axis].split(row) if x.dims[axis].size > 1 else ()
+        chosen = x.dims[axis].split(row) if x.dims[axis].size != 1 else ()
         return x.at([*place[:axis], chosen, *place[axis + 1 :]])
 
     return x.seen([*x.dims[:axis], new, *x.dims[axis + 1 :]], at)
@@ -178,7 +178,7 @@ def index(low: Lowering, x: Value, indices: Sequence[Value | None]) -> Value:
                 continue
             v = chosen[k]
             e = from_either_end(v.at(aligned(v, middle, here)), d.size)
-            found.append(d.split(e) if d.size > 1 else ())
+            found.append(d.split(e) if d.size != 1 else ())
         return x.at(found)
 
     return x.seen(dims, at)
@@ -203,7 +203,7 @@ def gather(
         found: list[Index] = []
         for k, (d, i) in enumerate(zip(x.dims, place, strict=True)):
             along = e if k == axis else indices.dims[k].joined(i) if i else const(0)
-            found.append(d.split(along) if d.size > 1 else ())
+            found.append(d.split(along) if d.size != 1 else ())
         return x.at(found)
 
     return Value(indices.dims, x.dtype, at)

@@ -83,7 +83,7 @@ def scattered(
         own = [carried(d, s, i) for d, s, i in zip(indices.dims, source.dims, here, strict=True)]
         for k, (d, i) in enumerate(zip(base.dims, here, strict=True)):
             e = held(indices.at(own), d.size) if k == axis else source.dims[k].joined(i)
-            found.append(d.split(e) if d.size > 1 else ())
+            found.append(d.split(e) if d.size != 1 else ())
         return found
 
     return written(low, base, source, place, how)
@@ -281,7 +281,7 @@ def index_put(
             else:
                 other, i = next(left)
                 e = other.joined(i)
-            found.append(d.split(e) if d.size > 1 else ())
+            found.append(d.split(e) if d.size != 1 else ())
         return found
 
     values = values if values.cost == CHEAP else low.keep(values)
