@@ -38,7 +38,7 @@ ABSURD = (0, -1, 1, 3, 7, 1000, 1 << 12, 1 << 20, 1 << 31, 1 << 40)
 LARGE = 2000
 """Nodes of IR beyond which a derivation is long enough: its jobs have the same to do again."""
 DEED_LIMITS = Limits(seconds=2.0, memory=1 << 30, cpu_seconds=1, file=4 << 20)
-REAL_LIMITS = Limits(seconds=12.0, memory=4 << 30, cpu_seconds=12, file=64 << 20)
+REAL_LIMITS = Limits(seconds=6.0, memory=4 << 30, cpu_seconds=6, file=64 << 20)
 
 
 def absurd(spec: Kernel, random: Random) -> str:
@@ -136,6 +136,7 @@ def main() -> int:
     print(available().text(), "in", tempfile.gettempdir())
     started = time.monotonic()
     seen, escaped = deeds(given.count // 2, random)
+    print(f"deeds: {dict(sorted(seen.items()))}, escaped {escaped}", flush=True)
     others, more = derivations(given.count - given.count // 2, random)
     escaped += [*more, *sorted(leftovers(before))]
     record = {
