@@ -57,6 +57,10 @@ DRAWN = re.compile(
 )
 """Operators whose values are not compared, besides those whose results a seed decides."""
 SEEDS = (1, 2, 3)
+REFUSED = (
+    RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, AssertionError,
+)  # fmt: skip
+"""What eager raises where it does not take a sample: it is none then."""
 ORDERED = {
     "sort": ("dim", "descending"), "argsort": ("dim", "descending"),
     "topk": ("k", "dim", "largest", "sorted"),
@@ -158,7 +162,7 @@ def _sample(op: Any, first: Any, second: Any) -> Outcome | None:
     for sample in (first, second):
         try:
             wanted = [_called(f, sample, seed) for seed in SEEDS]
-        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+        except REFUSED:
             return None
         want = wanted[0]
         draws |= any(_differ(want, other) for other in wanted[1:])
@@ -359,7 +363,7 @@ def _child(pipe: Connection, most: int, limit: float) -> None:
             for outcome in examine(table[name], getattr(torch, dtype), most):
                 pipe.send(("sample", outcome))
                 _limit(limit, unlimited)
-        except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        except (*REFUSED, AttributeError) as error:
             pipe.send(("sample", Outcome(False, f"samples: {error}".split("\n")[0][:120])))
         pipe.send(("done", None))
 
