@@ -17,7 +17,7 @@ from kir.backends.llvm.affine import mentions, product, reads_memory
 from kir.backends.llvm.builder import Builder, V, integer
 from kir.backends.llvm.emit import Code, KernelEmitter
 from kir.backends.llvm.machine import Machine as Facts
-from kir.backends.llvm.memory import Scope, Tensor
+from kir.backends.llvm.scope import Scope, Tensor
 from kir.errors import UnsupportedError
 from kir.ir import Const, Expr, Loop, Param, Stmt
 

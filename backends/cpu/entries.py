@@ -11,7 +11,7 @@ from __future__ import annotations
 from kir.backends.llvm import Machine, symbol_of
 from kir.backends.llvm.builder import COLD, Builder, Module, V, integer
 from kir.backends.llvm.emit import Code, KernelEmitter
-from kir.backends.llvm.memory import Scope
+from kir.backends.llvm.scope import Scope
 from kir.ir import Kernel
 
 

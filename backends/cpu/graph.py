@@ -8,7 +8,7 @@ from kir.backends.cpu.entries import body_symbol
 from kir.backends.llvm import Machine, scratch, symbol_of
 from kir.backends.llvm.builder import COLD, Builder, Module, V
 from kir.backends.llvm.emit import Code, KernelEmitter
-from kir.backends.llvm.memory import Scope
+from kir.backends.llvm.scope import Scope
 from kir.errors import UnsupportedError
 from kir.graph_plan import GraphPlan
 from kir.ir import Const

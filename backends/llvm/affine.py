@@ -88,3 +88,11 @@ def product(extents: list[Expr]) -> Expr:
     for e in extents:
         result = e if isinstance(result, Const) and result.value == 1 else op("mul", result, e)
     return result
+
+
+def same_floats(condition: Expr) -> tuple[Expr, Expr] | None:
+    """x and y of `x == y or isnan(x) and isnan(y)` on floats; None for other conditions."""
+    match condition:
+        case Op("or", (Op("eq", (x, y)), Op("and", (Op("isnan", (a,)), Op("isnan", (c,)))))):
+            return (x, y) if (x, y) == (a, c) and x.dtype.is_float else None
+    return None

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from kir.backends.llvm.affine import coefficient, reads_memory
 from kir.backends.llvm.builder import V, integer
 from kir.backends.llvm.machine import Machine
-from kir.backends.llvm.memory import Tensor
 from kir.backends.llvm.scalars import memory
+from kir.backends.llvm.scope import Tensor
 from kir.dtypes import DType, bf16, f32, i8, i16, i32, u8
 from kir.ir import Cast, Const, Expr, Loop, Op, Read, Store
 

@@ -38,10 +38,11 @@ from kir.backends.llvm.builder import (
     integer,
 )
 from kir.backends.llvm.machine import Machine
-from kir.backends.llvm.memory import AHEAD_BYTES, CELL, Accesses, Lane, Scope, Tensor
+from kir.backends.llvm.memory import AHEAD_BYTES, CELL, Accesses
 from kir.backends.llvm.paired import paired_tiles
 from kir.backends.llvm.region import Region
 from kir.backends.llvm.scalars import memory
+from kir.backends.llvm.scope import Lane, Scope, Tensor
 from kir.backends.llvm.turned import turned
 from kir.dtypes import i64
 from kir.errors import UnsupportedError

@@ -1,79 +1,20 @@
-"""Where tensors lie, and how elements are addressed, loaded, stored and updated, lanes included."""
+"""How elements are addressed, loaded, stored and updated, lanes included."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
 
 from kir.backends.llvm import paired
-from kir.backends.llvm.affine import coefficient, mentions, multiple_of, names, reads_memory
+from kir.backends.llvm.affine import coefficient, mentions, multiple_of, reads_memory, same_floats
 from kir.backends.llvm.builder import Builder, V, integer
 from kir.backends.llvm.machine import Machine
 from kir.backends.llvm.scalars import Scalars, memory
+from kir.backends.llvm.scope import Address, Scope, Tensor, exclusive
 from kir.dtypes import NARROW_FLOATS, DType, f32, i64
 from kir.errors import UnsupportedError
 from kir.ir import Bitcast, Cast, Const, Expr, Op, Read, Store, Var, const, walk
 from kir.ops import identity
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor in memory. `lanes` > 0: each lane of the tile has its own, lanes contiguous.
-    `param`: it is an input or an output.
-    `outer`: it stands outside the parallel region, so several threads may see it."""
-
-    pointer: V
-    type: DType
-    shape: tuple[Expr, ...]
-    padded: bool = False
-    lanes: int = 0
-    outer: bool = False
-    output: bool = False
-    param: bool = False
-
-
-@dataclass(frozen=True)
-class Lane:
-    """The tile axis whose iterations are the lanes of vectors: `start` + 0, 1, ..., count - 1."""
-
-    name: str
-    start: V
-    count: int
-
-
-@dataclass(frozen=True)
-class Address:
-    """`uniform`: one element for all lanes; `row`: lanes side by side; `spread`: a pointer each."""
-
-    kind: Literal["uniform", "row", "spread"]
-    pointer: V
-
-
-@dataclass
-class Scope:
-    """What names mean at the current place."""
-
-    values: dict[str, V] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    extents: dict[str, int | None] = field(default_factory=dict)
-    """Of the loops around; None where not constant."""
-    grid: tuple[str, ...] = ()
-    """Axes of the parallel region around."""
-    factors: dict[str, int] = field(default_factory=dict)
-    lane: Lane | None = None
-    mask: V | None = None
-    paired: bool = False
-    """Whether the lanes stand in pairs (see `paired`)."""
-    stream: int = 0
-    """Bytes to which rows of outputs are aligned whose stores bypass the cache; 0: none does."""
-    ahead: int = 0
-    """Under `hint(ahead = 1)`: reads also prefetch for the grid's next iteration, where that is at
-    most so many bytes away."""
-    turned: dict[Read, tuple[str, list[V]]] = field(default_factory=dict)
-    """Reads that were made for all values of an axis at once: the axis, the bits for each."""
-
 
 STRIDES = range(2, 5)
 """Steps from lane to lane for which whole vectors are read, and the lanes picked out of them."""
@@ -459,7 +400,7 @@ class Accesses:
         condition, _, other = s.value.args
         if other != identity(s.op, s.value.type):
             return None
-        sides = _same(condition)
+        sides = same_floats(condition)
         if sides is not None and mask is None:
             return self._some_lane_may_equal(*sides)
         holds = self.value(condition)
@@ -486,7 +427,7 @@ class Accesses:
             self._store(t, s, value)
 
     def _store(self, t: Tensor, s: Store, value: V) -> None:
-        shared = s.op is not None and t.outer and not self._exclusive(s)
+        shared = s.op is not None and t.outer and not exclusive(self.scope, s)
         if s.op is not None and shared:
             self._serial_update(t, s, value, atomic=True)
         elif s.op is not None:
@@ -620,38 +561,6 @@ class Accesses:
         b.branch(good, done, again)
         b.label(done)
 
-    def _exclusive(self, s: Store) -> bool:
-        """Whether no two iterations of the parallel grid can update the same element."""
-        scope = self.scope
-        return all(
-            scope.extents.get(axis) == 1 or any(self._separates(i, axis) for i in s.indices)
-            for axis in scope.grid
-        )
-
-    def _separates(self, index: Expr, axis: str) -> bool:
-        """Whether two values of `axis` always give two values of `index`: its step exceeds what
-        all inner indices together can add, and no other axis of the grid takes part."""
-        if any(True for _ in _reads(index)):
-            return False
-        own = coefficient(index, axis)
-        if not own:
-            return False
-        reach = 0
-        for name in names(index) - {axis}:
-            if name not in self.scope.extents and not self._is_lane(name):
-                continue  # a dim or an index of a loop around the grid: fixed
-            extent, step = self._extent(name), coefficient(index, name)
-            if name in self.scope.grid or extent is None or step is None:
-                return False
-            reach += abs(step) * (extent - 1)
-        return reach < abs(own)
-
-    def _is_lane(self, name: str) -> bool:
-        return self.scope.lane is not None and self.scope.lane.name == name
-
-    def _extent(self, name: str) -> int | None:
-        return self.scope.extents.get(name)
-
     def depends_on_lane(self, e: Expr) -> bool:
         lane = self.scope.lane
         if lane is None:
@@ -660,12 +569,12 @@ class Accesses:
         return private or mentions(e, lane.name)
 
 
-def _same(condition: Expr) -> tuple[Expr, Expr] | None:
-    """x and y of `x == y or isnan(x) and isnan(y)` on floats; None for other conditions."""
-    match condition:
-        case Op("or", (Op("eq", (x, y)), Op("and", (Op("isnan", (a,)), Op("isnan", (c,)))))):
-            return (x, y) if (x, y) == (a, c) and x.dtype.is_float else None
-    return None
+def _reads(e: Expr) -> list[Read]:
+    return [n for n in walk(e) if isinstance(n, Read)]
+
+
+def _is_one(e: Expr) -> bool:
+    return isinstance(e, Const) and e.value == 1
 
 
 REPORT = """define internal void @kir.report(
@@ -685,11 +594,3 @@ done:
   ret void
 }
 """
-
-
-def _reads(e: Expr) -> list[Read]:
-    return [n for n in walk(e) if isinstance(n, Read)]
-
-
-def _is_one(e: Expr) -> bool:
-    return isinstance(e, Const) and e.value == 1

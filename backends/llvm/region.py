@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from kir.backends.llvm import team
 from kir.backends.llvm.affine import mentions, product, reads_memory
 from kir.backends.llvm.builder import Builder, V, integer
-from kir.backends.llvm.memory import LEAST_STREAMED, Scope
+from kir.backends.llvm.memory import LEAST_STREAMED
+from kir.backends.llvm.scope import Scope
 from kir.backends.llvm.work import Work
 from kir.ir import Expr, Loop, Param, const, walk
 
