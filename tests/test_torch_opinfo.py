@@ -43,18 +43,17 @@ def _compiled(f: Callable[..., Any], *inputs: Any) -> Any:
     ("name", "least", "most"),
     [
         ("lgamma", -20, 20), ("erfinv", -1, 1),
-        ("special.bessel_y0", 0, 40), ("special.modified_bessel_k1", 0, 40),
+        ("special.i1e", -40, 40), ("special.modified_bessel_k1", 0, 40),
     ],
 )  # fmt: skip
 def test_special_functions_are_rounded_once(name: str, least: float, most: float) -> None:
-    """Half a unit of f32, and what f64 lost before; Bessel's own zeros are not in f32."""
+    """Half a unit of f32, and what f64 lost before. PyTorch's own J and Y of f64 are 2e-7 off."""
     f: Any = torch
     for part in name.split("."):
         f = getattr(f, part)
     x = torch.cat([torch.linspace(least, most, 997), torch.tensor([0.5, 1, 2, least, most])])
     exact = f(x.double())
     unit = torch.finfo(torch.float32).eps * exact.abs().clamp(min=2.0**-126)
-    unit += 1e-8 if "bessel_j" in name or "bessel_y" in name else 0.0
     got = _compiled(f, x)
     finite = torch.isfinite(exact.float())
     assert torch.equal(got[~finite].isnan(), exact[~finite].isnan())
