@@ -164,6 +164,24 @@ def test_every_value_of_a_narrow_float_survives(dtype: DType) -> None:
     np.testing.assert_array_equal(got["y"].astype(np.float64), want["y"].astype(np.float64))
 
 
+@pytest.mark.parametrize("dtype", [DTYPES["f8e4m3"], DTYPES["f8e5m2"], DTYPES["bf16"]], ids=str)
+def test_ties_round_to_even(dtype: DType) -> None:
+    bits = np.arange(1 << min(dtype.bits, 11), dtype=f"uint{dtype.bits}") << (dtype.bits & 8) // 4
+    order = np.unique(bits.view(dtype.numpy).astype(np.float32))
+    order = order[np.isfinite(order)]
+    middle = (order[1:] + order[:-1]) / 2
+    x = np.zeros(2048, np.float32)
+    x[: min(len(middle), 2048)] = middle[:2048]
+    n = const(len(x))
+    body = Store("y", (Var("i"),), Cast(Read("x", (Var("i"),), DTYPES["f32"]), dtype))
+    kernel = Kernel("ties", (), (Param("x", DTYPES["f32"], (n,)),), (Param("y", dtype, (n,)),), (),
+                    (Loop("tile", Axis("i", n), (), (body,)),))  # fmt: skip
+    got, _ = both(kernel, {"x": x})
+    np.testing.assert_array_equal(
+        got["y"].astype(np.float32), x.astype(dtype.numpy).astype(np.float32)
+    )
+
+
 def test_scalars_take_the_same_ops() -> None:
     """Without lanes: programs of scalars, with literals on either side."""
     x, n = Read("x", (Var("i"),), i32), const(COUNT)
