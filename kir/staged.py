@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kir.derivation import approximations, replay
+from kir.dtypes import DType
 from kir.interpret import Bounded, Difference, Residues, difference, levels_of, oracle, run_ring
 from kir.interpret.bounded import float_limits
 from kir.interpret.rules import ROUNDINGS
@@ -229,9 +230,13 @@ def _narrowest(kernel: Kernel) -> int:
                 found.append(types[node.target].mantissa or 99)
             case Op() if ROUNDINGS.get(node.name):
                 found.append(node.type.mantissa or 99)
-            case Cast() if node.type.mantissa < node.value.dtype.mantissa:
+            case Cast() if node.type.mantissa < _precision(node.value.dtype):
                 found.append(node.type.mantissa or 99)
     return min(found)
+
+
+def _precision(dtype: DType) -> int:
+    return dtype.mantissa or dtype.bits
 
 
 def _greatest(kernel: Kernel) -> float:
