@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kir
 from kir.errors import UnsupportedError, UsageError
+from kir.frontends.torch.checks import Check, index_checks
 from kir.frontends.torch.decompositions import DECOMPOSITIONS
 from kir.frontends.torch.dynamic import Dynamic, is_open
 from kir.frontends.torch.lower import (
@@ -108,7 +109,7 @@ def compiled(module: torch.fx.GraphModule, options: Options) -> Callable[..., An
     nodes = [n for n in module.graph.nodes if n.op == "call_function"]
     if options.strict or all(is_supported(n) for n in nodes):
         try:
-            return _Program(lower(module.graph), options)
+            return _Program(lower(module.graph), options, index_checks(module.graph))
         except UnsupportedError as error:
             if options.strict:
                 raise
@@ -123,8 +124,8 @@ def compiled(module: torch.fx.GraphModule, options: Options) -> Callable[..., An
 class _Program:
     """A lowered graph, compiled: called with torch's tensors."""
 
-    def __init__(self, lowered: Lowered, options: Options) -> None:
-        self.lowered = lowered
+    def __init__(self, lowered: Lowered, options: Options, checks: Sequence[Check] = ()) -> None:
+        self.lowered, self.checks = lowered, checks
         self.function: Callable[..., Any] | None = None
         self.held: dict[int, tuple[torch.Tensor, int, NDArray]] = {}
         """The arrays of parameters, by their number, which are the same at each call."""
@@ -153,6 +154,8 @@ class _Program:
                 self._parameter(k, t) if isinstance(t, torch.nn.Parameter) else _array(t, places[k])
                 for k, t in enumerate(tensors)
             ]
+            for check in self.checks:
+                check(arrays[check.number])
             if self.lowered.draws:
                 arrays.append(_seed())
             self.function(*arrays, out=[a for _, a in made])
