@@ -118,11 +118,12 @@ class Staged:
         wanted = oracle(self.spec, inputs, _dims_of(self.spec, dims), approximates)
         here = _dims_of(self.kernel, dims)
         loose = self.effect == "approximates"
-        own = oracle(self.kernel, inputs, here, approximates, loose=loose)
+        beyond = self.overflows(profile)
+        own = oracle(self.kernel, inputs, here, approximates, loose=loose, overflows=beyond)
         for kernel, errors in approximations(self.spec, self.stages):
             more = oracle(kernel, inputs, _dims_of(kernel, dims), contraction=True, errors=errors)
             wanted = {n: replace(w, bound=w.bound + more[n].bound) for n, w in wanted.items()}
-        return {n: loosened(w, own[n], self.overflows(profile)) for n, w in wanted.items()}
+        return {n: loosened(w, own[n], beyond) for n, w in wanted.items()}
 
     def overflows(self, profile: str) -> bool:
         """Whether steps may make numbers of such inputs overflow that the spec computes without."""

@@ -67,15 +67,18 @@ def oracle(
     contraction: bool = False,
     errors: Mapping[str, OpError] | None = None,
     loose: bool = False,
+    overflows: bool = False,
 ) -> dict[str, Bounded]:
     """The outputs in f64 from the inputs as they are, each element with its error bound.
 
     With `contraction` the bounds hold for implementations that fuse products into sums, too;
     with `errors` for those that put something else in the place of an op. With `loose` there are
-    none for what leaves the range of a type narrower than f32: one that a rewrite chose.
+    none for what leaves the range of a type narrower than f32: one that a rewrite chose. With
+    `overflows` there are none for integers made of floats that are not finite: they hide that a
+    rewrite overflows where the spec does not.
     Raises what `run` raises.
     """
-    found = run_in(WithBounds(contraction, errors or {}, loose), kernel, inputs, dims)
+    found = run_in(WithBounds(contraction, errors or {}, loose, overflows), kernel, inputs, dims)
     return {p.name: _bounded(found[p.name], p) for p in kernel.outputs}
 
 

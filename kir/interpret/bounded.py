@@ -103,6 +103,8 @@ class WithBounds(Domain):
     loose: bool = False
     """Whether nothing is said of what leaves the range of a type narrower than f32 on its way: a
     rewrite chose that type, and the spec need not overflow there."""
+    overflows: bool = False
+    """Whether nothing is said of integers made of floats that are not finite."""
 
     def kept(self, found: Value, dtype: DType, *operands: Array) -> Value:
         """`found`, without a bound where it left the range of a narrow type."""
@@ -138,6 +140,8 @@ class WithBounds(Domain):
     def cast(self, value: Value, source: DType, dtype: DType) -> Value:
         with np.errstate(all="ignore"):
             found = _cast(value, source, dtype)
+            if self.overflows and source.is_float and not dtype.is_float:
+                return found[0], np.where(np.isfinite(value[0]), found[1], np.inf)
             return self.kept(found, dtype, value[0]) if source.is_float else found
 
     def bitcast(self, value: Value, source: DType, dtype: DType) -> Value:
