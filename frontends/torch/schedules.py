@@ -12,6 +12,7 @@ from kir.derivation import from_json
 from kir.errors import FileError, OutputError
 from kir.ir import Item, Kernel, Module, Step
 from kir.pipeline import expand, schedule
+from kir.stores import tuned
 from kir.syntax import format_module, load, parse
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ def scheduled(module: Module, options: Options) -> Module:
         given = _of_file(options.schedule)
         module = replace(module, items=tuple(_by(given, item) for item in module.items))
     if options.store is not None:
-        from kir.agent.dispatch import tuned
-
         module = tuned(module, options.store, options.target)
     return module
 
