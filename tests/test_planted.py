@@ -40,5 +40,5 @@ def test_the_verifier_finds_it(name: str) -> None:
 
 
 def test_without_a_bug_nothing_is_found() -> None:
-    found = clean(10.0, 0, {"rewrites"})
+    found = clean(4.0, 0, {"rewrites"})
     assert not found["caught"], found

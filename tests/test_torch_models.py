@@ -141,7 +141,9 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [
+    pytest.param(n, marks=pytest.mark.slow) if n in ("vit", "gru") else n for n in MODELS
+])  # fmt: skip
 def test_forward_and_a_training_step(name: str) -> None:
     build, data = MODELS[name]
     found = []

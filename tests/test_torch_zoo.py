@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra
 
 from benchmarks.torch_zoo import MODELS  # noqa: E402
 
-QUICK = ("AlexNet", "NetVLAD", "SqueezeNet")
+QUICK = ("NetVLAD",)
 
 
 @pytest.mark.parametrize("name", [
