@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 
 from kir import errors
+from kir.check import check_kernel
 from kir.cli import main
+from kir.dtypes import f32
 from kir.errors import KirError
+from kir.ir import Axis, Kernel, Loop, Param, Read, Store, Var, const
 
 FOLDER = Path(__file__).parent / "errors"
 CASES = sorted(FOLDER.glob("*.kir"))
@@ -155,3 +158,15 @@ def test_json_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     code, out, err = invoke(monkeypatch, capsys, *args)
     assert code == 2 and out == ""
     assert re.search(r'"error": "ScheduleError"', err)
+
+
+def test_an_error_about_ir_that_does_not_parse_is_shown() -> None:
+    """Made by code, not by the parser: its text is none that could be read back."""
+    n = const(4)
+    store = Store("y", (Var("i"),), Read("nowhere", (Var("i"),), f32))
+    loop = Loop("for", Axis("i", n), (), (store,))
+    kernel = Kernel("k", (), (Param("x", f32, (n,)),), (Param("y", f32, (n,)),), (), (loop,))
+    with pytest.raises(KirError) as found:
+        check_kernel(kernel)
+    assert "there is no tensor `nowhere`" in str(found.value)
+    assert "kernel k(x: f32[4])" in str(found.value)

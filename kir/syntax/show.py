@@ -40,13 +40,18 @@ def in_current_ir(kernel: Kernel | Graph, node: Node) -> tuple[Source, Span] | N
     text = format_kernel(kernel)
     if not isinstance(kernel, Kernel):
         return Source(f"<{kernel.name}, as it is now>", text), _line_of(kernel, node, text)
-    printed = next(iter(parse(text).kernels().values()))
+    source = Source(f"<{kernel.name}, as it is now>", text)
+    try:
+        printed = next(iter(parse(text).kernels().values()))
+    except KirError:  # it is no valid kernel, which is what the error is about
+        return source, Span(1, 1, 1, len(text.split("\n")[0]) + 1)
     nodes = list(walk(kernel))
     place = next((i for i, n in enumerate(nodes) if n is node), None)
     if place is None:
         place = next((i for i, n in enumerate(nodes) if n == node), 0)
-    span = list(walk(printed))[place].span or printed.span
-    return (Source(f"<{kernel.name}, as it is now>", text), span) if span else None
+    again = list(walk(printed))
+    span = (again[place].span if len(again) == len(nodes) else None) or printed.span
+    return (source, span) if span else None
 
 
 def _line_of(graph: Graph, node: Node, text: str) -> Span:
